@@ -1,0 +1,86 @@
+"""Multi-tenancy for SQLAlchemy 2 and PostgreSQL.
+
+Names are loaded when they are first used: importing the package loads neither Alembic nor a framework.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .catalog.records import TenantRecord as TenantRecord
+    from .catalog.records import TenantStatus as TenantStatus
+    from .config import Connection as Connection
+    from .config import Isolation as Isolation
+    from .config import Metrics as Metrics
+    from .config import Migrations as Migrations
+    from .config import Schemas as Schemas
+    from .config import TenantConfig as TenantConfig
+    from .context import CurrentTenant as CurrentTenant
+    from .context import TenantContext as TenantContext
+    from .database import TenantDb as TenantDb
+    from .database_async import AsyncTenantDb as AsyncTenantDb
+    from .errors import ConfigurationError as ConfigurationError
+    from .errors import InvalidTenantIdError as InvalidTenantIdError
+    from .errors import MigrationError as MigrationError
+    from .errors import MissingExtraError as MissingExtraError
+    from .errors import MultitenantError as MultitenantError
+    from .errors import NoTenantError as NoTenantError
+    from .errors import ProvisioningError as ProvisioningError
+    from .errors import TenantBusyError as TenantBusyError
+    from .errors import TenantCollisionError as TenantCollisionError
+    from .errors import TenantExistsError as TenantExistsError
+    from .errors import TenantNotFoundError as TenantNotFoundError
+    from .errors import TenantSuspendedError as TenantSuspendedError
+    from .events import Hooks as Hooks
+    from .manager import TenantManager as TenantManager
+    from .manager_async import AsyncTenantManager as AsyncTenantManager
+    from .migrations.migrator import Migrator as Migrator
+    from .migrations.report import MigrationReport as MigrationReport
+
+_HOMES = {
+    "catalog.records": ("TenantRecord", "TenantStatus"),
+    "config": ("Connection", "Isolation", "Metrics", "Migrations", "Schemas", "TenantConfig"),
+    "context": ("CurrentTenant", "TenantContext"),
+    "database": ("TenantDb",),
+    "database_async": ("AsyncTenantDb",),
+    "errors": (
+        "ConfigurationError",
+        "InvalidTenantIdError",
+        "MigrationError",
+        "MissingExtraError",
+        "MultitenantError",
+        "NoTenantError",
+        "ProvisioningError",
+        "TenantBusyError",
+        "TenantCollisionError",
+        "TenantExistsError",
+        "TenantNotFoundError",
+        "TenantSuspendedError",
+    ),
+    "events": ("Hooks",),
+    "manager": ("TenantManager",),
+    "manager_async": ("AsyncTenantManager",),
+    "migrations.migrator": ("Migrator",),
+    "migrations.report": ("MigrationReport",),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = sorted([*_HOME_OF, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("sqlalchemy-multitenant")
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *_HOME_OF]

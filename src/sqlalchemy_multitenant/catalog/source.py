@@ -1,0 +1,159 @@
+"""Scope sources: what a process knows about one tenant, checked by the server at each BEGIN."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..config import TenantConfig
+from ..errors import TenantBusyError, TenantNotFoundError, TenantSuspendedError
+from ..isolation.scope import STALE_SQLSTATES, Scope, plan_scope
+from ..naming import SchemaName, TenantId, quote_ident, quote_literal
+from ..placement import Placement, Target
+from .records import TenantStatus
+from .table import lookup_sql, qualified
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What of the configuration decides where tenants live."""
+
+    shared_schema: str
+    extra: tuple[str, ...]
+    pool_per_tenant: bool
+
+    @classmethod
+    def of(cls, config: TenantConfig) -> Layout:
+        schemas = config.schemas
+        return cls(schemas.shared_schema, tuple(schemas.extra_search_path), config.isolation.pool_per_tenant)
+
+    def target(self, tenant: TenantId | None) -> Target:
+        """The pool that serves `tenant`."""
+        return Target(owner=tenant if self.pool_per_tenant else None)
+
+    def place(self, tenant: TenantId, schema: SchemaName) -> Placement:
+        """The placement of `tenant` in `schema`."""
+        return Placement(tenant, self.target(tenant), schema, (schema, self.shared_schema, *self.extra))
+
+    def shared(self) -> Placement:
+        """The placement of the shared data."""
+        shared = SchemaName(self.shared_schema)
+        return Placement(None, Target(), shared, (shared, *self.extra))
+
+
+def _schema_lookup(schema: str) -> str:
+    return f"SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname = {quote_literal(schema)}"
+
+
+class SharedSource:
+    """The scope of the shared schema; it never changes."""
+
+    __slots__ = ("_scope", "lookup_sql")
+
+    def __init__(self, layout: Layout) -> None:
+        self._scope = plan_scope(layout.shared())
+        self.lookup_sql = _schema_lookup(layout.shared_schema)
+
+    def current(self) -> Scope:
+        return self._scope
+
+    def refresh(self, row: Sequence[str | None] | None) -> Scope:
+        if row is None:
+            raise TenantNotFoundError(
+                "shared", f"schema {self._scope.placement.schema!r} does not exist; run `multitenant migrate --shared`"
+            )
+        return self._scope
+
+    def lookup_failed(self, sqlstate: str | None) -> Exception | None:  # noqa: ARG002
+        return None
+
+    def give_up(self) -> Exception:
+        return TenantBusyError("shared", "its schema comes and goes")
+
+
+class _TenantSource:
+    """What the two kinds of tenant sources share: the scope that was found last."""
+
+    __slots__ = ("_layout", "_scope", "tenant")
+
+    def __init__(self, layout: Layout, tenant: TenantId) -> None:
+        self.tenant = tenant
+        self._layout = layout
+        self._scope: Scope | None = None
+
+    def current(self) -> Scope | None:
+        return self._scope
+
+    def lookup_failed(self, sqlstate: str | None) -> Exception | None:  # noqa: ARG002
+        return None
+
+    def give_up(self) -> Exception:
+        self._scope = None
+        return TenantBusyError(self.tenant, "the catalog keeps changing; try again")
+
+
+class CatalogSource(_TenantSource):
+    """Reads the tenant's record in the catalog's table."""
+
+    __slots__ = ()
+
+    @property
+    def lookup_sql(self) -> str:
+        return lookup_sql(self._layout.shared_schema, self.tenant)
+
+    def refresh(self, row: Sequence[str | None] | None) -> Scope:
+        self._scope = None
+        if row is None:
+            raise TenantNotFoundError(self.tenant)
+        status, schema, epoch, present = row
+        if status == TenantStatus.SUSPENDED:
+            raise TenantSuspendedError(self.tenant)
+        if status != TenantStatus.ACTIVE or schema is None:
+            raise TenantNotFoundError(self.tenant, "dropped")
+        if epoch is None:
+            raise TenantNotFoundError(
+                self.tenant, "the catalog is damaged: run `multitenant migrate --shared` to mend it"
+            )
+        if present is None:
+            raise TenantNotFoundError(self.tenant, f"its schema {schema!r} is gone from the database")
+        placement = self._layout.place(self.tenant, SchemaName(schema))
+        scope = plan_scope(placement, qualified(self._layout.shared_schema, epoch))
+        self._scope = scope
+        return scope
+
+    def lookup_failed(self, sqlstate: str | None) -> Exception | None:
+        if sqlstate not in STALE_SQLSTATES:
+            return None
+        return TenantNotFoundError(
+            self.tenant,
+            f"schema {self._layout.shared_schema!r} has no catalog of tenants yet; create a tenant, or run "
+            "`multitenant migrate --shared`",
+        )
+
+
+class DiscoveredSource(_TenantSource):
+    """Trusts the mapping from id to schema, and asks the database whether the schema is there.
+
+    `claim` makes sure that no other id has been given the same schema; see `SchemaClaims`.
+    """
+
+    __slots__ = ("_claim", "_schema")
+
+    def __init__(
+        self, layout: Layout, tenant: TenantId, schema: SchemaName, claim: Callable[[TenantId, SchemaName], None]
+    ) -> None:
+        super().__init__(layout, tenant)
+        self._schema, self._claim = schema, claim
+
+    @property
+    def lookup_sql(self) -> str:
+        return _schema_lookup(self._schema)
+
+    def refresh(self, row: Sequence[str | None] | None) -> Scope:
+        self._scope = None
+        if row is None:
+            raise TenantNotFoundError(self.tenant, f"there is no schema {quote_ident(self._schema)}")
+        self._claim(self.tenant, self._schema)
+        scope = plan_scope(self._layout.place(self.tenant, self._schema))
+        self._scope = scope
+        return scope

@@ -1,0 +1,123 @@
+"""Reading and writing the catalog's table, over a plain SQLAlchemy `Connection`.
+
+The functions are sync; asyncio reaches them through `AsyncConnection.run_sync`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, Row, bindparam, text
+from sqlalchemy.dialects.postgresql import JSONB
+
+from ..errors import TenantCollisionError, TenantExistsError, TenantNotFoundError
+from ..isolation.run import run_sql
+from ..naming import SchemaName, TenantId
+from .records import TenantRecord, TenantStatus
+from .table import TABLE, installed_sql, plan_install, qualified
+
+_COLUMNS = "id, status, schema_name, metadata, created_at, updated_at, dropped_at"
+
+
+def _record(row: Row[Any]) -> TenantRecord:
+    tenant, status, schema, metadata, created, updated, dropped = row
+    return TenantRecord(
+        id=TenantId(tenant),
+        status=TenantStatus(status),
+        schema=None if schema is None else SchemaName(schema),
+        metadata=metadata,
+        created_at=created,
+        updated_at=updated,
+        dropped_at=dropped,
+    )
+
+
+class CatalogStore:
+    """The catalog in one shared schema."""
+
+    def __init__(self, shared_schema: str) -> None:
+        self.shared_schema = shared_schema
+        self._table = qualified(shared_schema, TABLE)
+
+    def is_installed(self, connection: Connection) -> bool:
+        """Whether the table and what belongs to it are there."""
+        return bool(connection.scalar(text(installed_sql(self.shared_schema))))
+
+    def install(self, connection: Connection) -> bool:
+        """Install what is missing, in the connection's transaction; returns whether anything was."""
+        if self.is_installed(connection):
+            return False
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('multitenant install'))"))
+        if self.is_installed(connection):
+            return False
+        for statement in plan_install(self.shared_schema):
+            run_sql(connection, statement)
+        return True
+
+    def find(self, connection: Connection, tenant: TenantId) -> TenantRecord | None:
+        """The tenant's record, dropped ones too, or None."""
+        row = connection.execute(
+            text(f"SELECT {_COLUMNS} FROM {self._table} WHERE id = :id"), {"id": tenant}
+        ).one_or_none()
+        return None if row is None else _record(row)
+
+    def list(self, connection: Connection, *, dropped: bool = False) -> Sequence[TenantRecord]:
+        """All records, by id; dropped ones on request."""
+        where = "" if dropped else "WHERE status <> 'dropped'"
+        rows = connection.execute(text(f'SELECT {_COLUMNS} FROM {self._table} {where} ORDER BY id COLLATE "C"'))
+        return [_record(row) for row in rows]
+
+    def add(
+        self, connection: Connection, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]
+    ) -> None:
+        """Record a new tenant, or one that was dropped and comes again.
+
+        Waits where another transaction is adding the same id or schema.
+
+        Raises:
+            TenantExistsError: the id is taken.
+            TenantCollisionError: another tenant has the schema.
+        """
+        owner = connection.scalar(
+            text(f"SELECT id FROM {self._table} WHERE schema_name = :schema AND id <> :id"),
+            {"schema": schema, "id": tenant},
+        )
+        if owner is not None:
+            raise TenantCollisionError(tenant, schema, owner)
+        statement = text(
+            f"INSERT INTO {self._table} AS t (id, schema_name, metadata) VALUES (:id, :schema, :metadata) "
+            "ON CONFLICT (id) DO UPDATE SET status = 'active', schema_name = excluded.schema_name, "
+            "metadata = excluded.metadata, created_at = now(), updated_at = now(), dropped_at = NULL "
+            "WHERE t.status = 'dropped' RETURNING id"
+        ).bindparams(bindparam("metadata", type_=JSONB))
+        added = connection.scalar(statement, {"id": tenant, "schema": schema, "metadata": dict(metadata)})
+        if added is None:
+            raise TenantExistsError(tenant)
+
+    def set_status(self, connection: Connection, tenant: TenantId, status: TenantStatus) -> None:
+        """Suspend or activate a tenant; in force at the next BEGIN of every process.
+
+        Raises:
+            TenantNotFoundError: there is none, or it was dropped.
+        """
+        done = connection.scalar(
+            text(
+                f"UPDATE {self._table} SET status = :status, updated_at = now() "
+                "WHERE id = :id AND status <> 'dropped' RETURNING id"
+            ),
+            {"id": tenant, "status": status.value},
+        )
+        if done is None:
+            raise TenantNotFoundError(tenant)
+
+    def mark_dropped(self, connection: Connection, tenant: TenantId) -> None:
+        """Leave a note of a tenant whose schema is gone, and free the schema's name."""
+        connection.execute(
+            text(
+                f"UPDATE {self._table} SET status = 'dropped', schema_name = NULL, dropped_at = now(), "
+                "updated_at = now() WHERE id = :id"
+            ),
+            {"id": tenant},
+        )
+

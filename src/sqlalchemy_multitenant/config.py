@@ -1,0 +1,309 @@
+"""The configuration: frozen values, checked when they are built.
+
+Nothing here reads the environment or opens a connection; `engines.server.resolve_url` does, when the
+first engine is made.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, MetaData, make_url
+from sqlalchemy.exc import ArgumentError
+
+from .errors import ConfigurationError
+from .events import Hooks
+from .naming import SchemaNaming, parse_schema_name
+
+DRIVERS = {"postgresql": "psycopg", "postgres": "psycopg"}
+"""Which driver a URL without one means."""
+
+SUPPORTED_DRIVERS = ("psycopg", "asyncpg")
+
+
+def _check(ok: bool, name: str, value: object, reason: str) -> None:
+    if not ok:
+        raise ConfigurationError(name, value, reason)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # not NaN
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def parse_url(value: str | URL, name: str = "connection.url") -> URL:
+    """`value` as a PostgreSQL URL with one of the supported drivers.
+
+    Raises:
+        ConfigurationError: not a URL, not PostgreSQL, or another driver. The password is not shown.
+    """
+    try:
+        url = make_url(value)
+    except ArgumentError as error:
+        raise ConfigurationError(
+            name, "***", "not a database URL; it looks like postgresql://user:password@host:5432/database"
+        ) from error
+    backend, _, driver = url.drivername.partition("+")
+    driver = driver or DRIVERS.get(backend, "")
+    shown = url.render_as_string(hide_password=True)
+    _check(backend in DRIVERS, name, shown, "only PostgreSQL is supported: postgresql://...")
+    _check(
+        driver in SUPPORTED_DRIVERS,
+        name,
+        shown,
+        f"driver {driver!r} is not supported; use postgresql+psycopg:// or postgresql+asyncpg://",
+    )
+    return url.set(drivername=f"postgresql+{driver}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Connection:
+    """How to reach the server, and how many connections a pool may hold.
+
+    Attributes:
+        url: `postgresql://...` (psycopg) or `postgresql+asyncpg://...`; None takes `$DATABASE_URL`,
+            or else the embedded server where the extra `[embedded]` is installed.
+        pool_size: the most connections a pool holds; there is no overflow.
+        pool_timeout_s: seconds to wait for a connection before giving up.
+        idle_timeout_s: seconds after which a pool that nobody uses closes its connections.
+        pre_ping: test each connection when it is taken from the pool, at the cost of a round trip.
+        connect_args: passed on to the driver.
+        echo: log every statement, as SQLAlchemy's `echo`.
+    """
+
+    url: str | URL | None = None
+    pool_size: int = 10
+    pool_timeout_s: float = 5.0
+    idle_timeout_s: float = 30.0
+    pre_ping: bool = False
+    connect_args: Mapping[str, Any] = field(default_factory=dict)
+    echo: bool = False
+
+    def __post_init__(self) -> None:
+        if self.url is not None:
+            if not isinstance(self.url, str | URL):
+                raise ConfigurationError("connection.url", self.url, "a str or sqlalchemy.URL")
+            object.__setattr__(self, "url", parse_url(self.url))
+        size, wait, idle = self.pool_size, self.pool_timeout_s, self.idle_timeout_s
+        _check(_is_count(size) and size >= 1, "connection.pool_size", size, "a whole number, at least 1")
+        _check(_is_number(wait) and wait > 0, "connection.pool_timeout_s", wait, "seconds, more than 0")
+        _check(_is_number(idle) and idle > 0, "connection.idle_timeout_s", idle, "seconds, more than 0")
+        _check(isinstance(self.connect_args, Mapping), "connection.connect_args", self.connect_args, "a dict")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Isolation:
+    """How tenants are kept apart.
+
+    Attributes:
+        strategy: `"schema"`: a schema per tenant, over one shared pool.
+        schema_name: a template with `{id}`, or a callable from a tenant's id to the name.
+        pool_per_tenant: give each tenant a pool of its own (max_pools x pool_size connections).
+        max_pools: the most pools that hold connections at one time; the one used least recently
+            gives up its own when another needs the place. A pool in use never does.
+        pool_ttl_s: seconds after which a pool that nobody uses is evicted.
+    """
+
+    strategy: str = "schema"
+    schema_name: str | Callable[[str], str] = "tenant_{id}"
+    pool_per_tenant: bool = False
+    max_pools: int = 50
+    pool_ttl_s: float = 3600.0
+
+    def __post_init__(self) -> None:
+        _check(
+            self.strategy == "schema",
+            "isolation.strategy",
+            self.strategy,
+            "this version supports 'schema'",
+        )
+        _check(
+            isinstance(self.schema_name, str) or callable(self.schema_name),
+            "isolation.schema_name",
+            self.schema_name,
+            "a template such as 'tenant_{id}', or a callable from id to name",
+        )
+        pools, ttl = self.max_pools, self.pool_ttl_s
+        _check(_is_count(pools) and pools >= 1, "isolation.max_pools", pools, "a whole number, at least 1")
+        _check(_is_number(ttl) and ttl > 0, "isolation.pool_ttl_s", ttl, "seconds, more than 0")
+
+
+def _metadata_of(models: object, name: str) -> tuple[MetaData, ...]:
+    if models is None:
+        return ()
+    if isinstance(models, MetaData):
+        return (models,)
+    metadata = getattr(models, "metadata", None)
+    if isinstance(metadata, MetaData):
+        return (metadata,)
+    if isinstance(models, Iterable) and not isinstance(models, str):
+        return tuple(dict.fromkeys(m for item in models for m in _metadata_of(item, name)))
+    raise ConfigurationError(name, models, "a MetaData, a declarative base, or a list of them")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Schemas:
+    """The models: what each tenant has, and what all share.
+
+    Attributes:
+        tenant: a MetaData, a declarative base, or a list of them.
+        shared: the same for the data that all tenants see.
+        shared_schema: the schema that holds the shared tables and the catalog of tenants.
+        extra_search_path: further schemas every tenant sees after the shared one (extensions, say).
+    """
+
+    tenant: Any
+    shared: Any = None
+    shared_schema: str = "public"
+    extra_search_path: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        tenant, shared = _metadata_of(self.tenant, "schemas.tenant"), _metadata_of(self.shared, "schemas.shared")
+        _check(bool(tenant), "schemas.tenant", self.tenant, "a MetaData, a declarative base, or a list of them")
+        object.__setattr__(self, "tenant", tenant)
+        object.__setattr__(self, "shared", shared)
+        if isinstance(self.extra_search_path, str):
+            raise ConfigurationError("schemas.extra_search_path", self.extra_search_path, "a list of names")
+        object.__setattr__(self, "extra_search_path", tuple(self.extra_search_path))
+        for label, schema in [
+            ("schemas.shared_schema", self.shared_schema),
+            *(("schemas.extra_search_path", name) for name in self.extra_search_path),
+        ]:
+            try:
+                parse_schema_name(schema)
+            except ValueError as error:
+                raise ConfigurationError(label, schema, str(error)) from error
+            _check(not schema.startswith("pg_"), label, schema, "PostgreSQL's own schemas are no place for data")
+        self._check_tables()
+
+    def _check_tables(self) -> None:
+        for metadata in self.tenant:
+            for table in metadata.tables.values():
+                _check(
+                    table.schema is None,
+                    "schemas.tenant",
+                    table.fullname,
+                    "a tenant's table names no schema, since the transaction decides; take out `schema=`",
+                )
+        both = sorted(self.tenant_tables & self.shared_tables)
+        _check(
+            not both,
+            "schemas",
+            ", ".join(both),
+            "these tables are in both the tenant's and the shared models; a query could not tell which "
+            "one it means: rename one of each",
+        )
+
+    @property
+    def tenant_tables(self) -> frozenset[str]:
+        """The names of all tables that a tenant has."""
+        return frozenset(t.name for m in self.tenant for t in m.tables.values())
+
+    @property
+    def shared_tables(self) -> frozenset[str]:
+        """The names of all shared tables."""
+        return frozenset(t.name for m in self.shared for t in m.tables.values())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Migrations:
+    """Where the Alembic revisions are, and who the tenants are.
+
+    Attributes:
+        tenant_dir: folder of the tenants' history; relative to the configuration file's folder
+            where the command line loads one, else to the working folder.
+        shared_dir: folder of the shared schema's history.
+        version_table: name of Alembic's version table, one in each schema.
+        discover: a callable that returns the ids of all tenants; it may take one argument, a
+            SQLAlchemy `Connection` in the shared schema. None uses the catalog.
+        lock_timeout_s: seconds a migration waits for a lock before it lets the traffic pass and
+            tries again.
+        statement_timeout_s: seconds one statement of a migration may take; None for no limit.
+    """
+
+    tenant_dir: str | Path = "migrations/tenant"
+    shared_dir: str | Path = "migrations/shared"
+    version_table: str = "alembic_version"
+    discover: Callable[..., Iterable[str]] | None = None
+    lock_timeout_s: float = 3.0
+    statement_timeout_s: float | None = None
+
+    def __post_init__(self) -> None:
+        try:
+            parse_schema_name(self.version_table)
+        except ValueError as error:
+            raise ConfigurationError("migrations.version_table", self.version_table, str(error)) from error
+        _check(
+            self.discover is None or callable(self.discover),
+            "migrations.discover",
+            self.discover,
+            "a callable that returns tenant ids",
+        )
+        _check(
+            not inspect.iscoroutinefunction(self.discover),
+            "migrations.discover",
+            self.discover,
+            "a plain function: it is given a Connection, and runs in a thread where needed",
+        )
+        lock, statement = self.lock_timeout_s, self.statement_timeout_s
+        _check(_is_number(lock) and lock > 0, "migrations.lock_timeout_s", lock, "seconds, more than 0")
+        _check(
+            statement is None or (_is_number(statement) and statement > 0),
+            "migrations.statement_timeout_s",
+            statement,
+            "seconds, more than 0, or None",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Whether `manager.metrics()` reports, and the prefix of the names in it."""
+
+    enabled: bool = True
+    prefix: str = "multitenant"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TenantConfig:
+    """Everything the toolkit needs to know. Only `schemas` is required.
+
+    Raises:
+        ConfigurationError: a value is wrong; the error names the field, the value and the mend.
+    """
+
+    schemas: Schemas
+    connection: Connection = field(default_factory=Connection)
+    isolation: Isolation = field(default_factory=Isolation)
+    migrations: Migrations = field(default_factory=Migrations)
+    hooks: Hooks = field(default_factory=Hooks)
+    metrics: Metrics = field(default_factory=Metrics)
+
+    def __post_init__(self) -> None:
+        for name, kind in (
+            ("schemas", Schemas),
+            ("connection", Connection),
+            ("isolation", Isolation),
+            ("migrations", Migrations),
+            ("hooks", Hooks),
+            ("metrics", Metrics),
+        ):
+            value = getattr(self, name)
+            _check(isinstance(value, kind), name, value, f"a {kind.__name__}(...)")
+        table = self.migrations.version_table
+        taken = self.schemas.tenant_tables | self.schemas.shared_tables
+        _check(table not in taken, "migrations.version_table", table, "a model has a table of this name")
+        _ = self.naming  # checks the template
+
+    @cached_property
+    def naming(self) -> SchemaNaming:
+        """The mapping from tenant id to schema name."""
+        reserved = {self.schemas.shared_schema, *self.schemas.extra_search_path}
+        return SchemaNaming(self.isolation.schema_name, frozenset(reserved))

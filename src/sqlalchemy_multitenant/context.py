@@ -1,0 +1,223 @@
+"""`TenantContext`: which tenant the running code works for, carried by contextvars.
+
+A context variable goes where Python carries it: into tasks, into `asyncio.to_thread`, and into
+threads started with `contextvars.copy_context().run`; not into a bare `Thread`, where `get_tenant()`
+therefore raises instead of guessing.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar, Token
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, Protocol, cast
+
+from typing_extensions import Self, TypeVar
+
+from .database import TenantDb
+from .errors import NoTenantError
+from .naming import TenantId, parse_tenant_id
+
+DataT = TypeVar("DataT", default=Any)
+DbT = TypeVar("DbT", default=TenantDb)
+DbCovariant = TypeVar("DbCovariant", covariant=True)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class _Manager(Protocol[DbCovariant]):
+    """What a context needs of a manager; `TenantManager` and `AsyncTenantManager` have it."""
+
+    def get_db(self, tenant: str) -> DbCovariant: ...
+    def get_shared_db(self) -> DbCovariant: ...
+
+
+class CurrentTenant(str, Generic[DataT]):
+    """The tenant that is set: its id, a plain `str` to compare, log and pass on.
+
+    Attributes:
+        id: the same, typed as a parsed id.
+        data: what the application gave with it (a user, permissions), or None.
+    """
+
+    data: DataT | None
+
+    def __new__(cls, tenant: TenantId, data: DataT | None = None) -> Self:
+        self = super().__new__(cls, tenant)
+        self.data = data
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (str(self), self.data)
+
+    @property
+    def id(self) -> TenantId:
+        return TenantId(str(self))
+
+
+class TenantContext(Generic[DataT, DbT]):
+    """Sets and tells the current tenant.
+
+    Args:
+        manager: the manager whose databases `get_tenant_db()` returns.
+        data_type: the type of the application's own data, for type checkers only:
+            `TenantContext(tenants, data_type=Info)`; short for `TenantContext[Info](tenants)`, or
+            `TenantContext[Info, AsyncTenantDb](tenants)` under asyncio.
+    """
+
+    def __init__(self, manager: _Manager[DbT], *, data_type: type[DataT] | None = None) -> None:
+        del data_type
+        self._manager = manager
+        self._current: ContextVar[CurrentTenant[DataT] | None] = ContextVar("tenant", default=None)
+
+    def use_tenant(self, tenant: str, data: DataT | None = None) -> UseTenant[DataT]:
+        """Set the tenant for a `with` block, an `async with` block, or, as a decorator, for each call of a
+        function, a coroutine function or a generator. Blocks nest; each restores what was before.
+
+        Raises:
+            InvalidTenantIdError: `tenant` is not a valid id.
+        """
+        return UseTenant(self._current, CurrentTenant(parse_tenant_id(tenant), data))
+
+    def run_with_tenant(self, tenant: str, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """Call `fn` with the tenant set; for a coroutine function, return what is to be awaited."""
+        return self.use_tenant(tenant)(fn)(*args, **kwargs)
+
+    def get_tenant_or_none(self) -> CurrentTenant[DataT] | None:
+        """The current tenant, or None."""
+        return self._current.get()
+
+    def get_tenant(self) -> CurrentTenant[DataT]:
+        """The current tenant.
+
+        Raises:
+            NoTenantError: none is set.
+        """
+        current = self._current.get()
+        if current is None:
+            raise NoTenantError
+        return current
+
+    def get_tenant_db(self) -> DbT:
+        """The current tenant's database.
+
+        Raises:
+            NoTenantError: none is set.
+        """
+        return self._manager.get_db(self.get_tenant().id)
+
+    def get_shared_db(self) -> DbT:
+        """The shared data's database; needs no tenant."""
+        return self._manager.get_shared_db()
+
+
+class UseTenant(Generic[DataT]):
+    """A tenant, to be set for a block or a function. Can be used again, and inside itself."""
+
+    def __init__(
+        self, variable: ContextVar[CurrentTenant[DataT] | None], current: CurrentTenant[DataT]
+    ) -> None:
+        self._variable, self._current = variable, current
+        self._tokens: ContextVar[tuple[Token[CurrentTenant[DataT] | None], ...]] = ContextVar(
+            "tokens", default=()
+        )
+
+    def __enter__(self) -> CurrentTenant[DataT]:
+        # The tokens are in a context variable as well: two tasks may be inside one object.
+        self._tokens.set((*self._tokens.get(), self._variable.set(self._current)))
+        return self._current
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        tokens = self._tokens.get()
+        if not tokens:
+            return  # left in another context than it was entered in, where nothing was set
+        *rest, token = tokens
+        self._tokens.set(tuple(rest))
+        try:
+            self._variable.reset(token)
+        except ValueError:  # the context is a copy of the one it was entered in
+            old = token.old_value
+            self._variable.set(None if old is Token.MISSING else old)
+
+    async def __aenter__(self) -> CurrentTenant[DataT]:
+        return self.__enter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.__exit__(kind, error, trace)
+
+    def _again(self) -> UseTenant[DataT]:
+        return UseTenant(self._variable, self._current)
+
+    def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
+        wrapper: Any
+        if inspect.iscoroutinefunction(fn):
+
+            async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with self._again():
+                    return await fn(*args, **kwargs)
+
+        elif inspect.isgeneratorfunction(fn):
+
+            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+                return _drive(self, fn(*args, **kwargs))
+
+        elif inspect.isasyncgenfunction(fn):
+
+            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+                return _drive_async(self, fn(*args, **kwargs))
+
+        else:
+
+            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+                with self._again():
+                    return fn(*args, **kwargs)
+
+        return cast("Callable[P, R]", functools.wraps(fn)(wrapper))
+
+
+def _drive(use: UseTenant[Any], generator: Any) -> Any:
+    """Run a generator with the tenant set inside its own steps only: between them the code that
+    iterates runs, in the same context, and must not see it."""
+    step, value = generator.send, None
+    try:
+        while True:
+            try:
+                with use._again():
+                    produced = step(value)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                step, value = generator.send, (yield produced)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                step, value = generator.throw, error
+    finally:
+        with use._again():
+            generator.close()
+
+
+async def _drive_async(use: UseTenant[Any], generator: Any) -> Any:
+    step, value = generator.asend, None
+    try:
+        while True:
+            try:
+                with use._again():
+                    produced = await step(value)
+            except StopAsyncIteration:
+                return
+            try:
+                step, value = generator.asend, (yield produced)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                step, value = generator.athrow, error
+    finally:
+        with use._again():
+            await generator.aclose()

@@ -1,0 +1,1 @@
+"""Connections: drivers that run nothing outside a scoped transaction, and pools of them."""

@@ -1,0 +1,199 @@
+"""asyncpg connections that run nothing outside a scoped transaction, and the dialect over them.
+
+SQLAlchemy's adapter opens a transaction with `Connection.transaction().start()` before the first
+statement. That is the place where the scope goes, in the same message as BEGIN; and each
+method that sends SQL refuses to do so outside of a transaction.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg  # type: ignore[import-untyped]
+from asyncpg.connection import Connection  # type: ignore[import-untyped]
+from sqlalchemy import URL
+from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
+from sqlalchemy.util import LRUCache, await_only
+
+from ..errors import NoTenantError
+from ..isolation.scope import MAX_REFRESHES, STALE_SQLSTATES, ScopeSource
+from .psycopg import OUTSIDE, refuse_autocommit
+
+_FIRST_USER_OID = 16384
+"""Types below are built in, the same in every schema
+(https://www.postgresql.org/docs/current/system-catalog-initial-data.html#SYSTEM-CATALOG-OID-ASSIGNMENT)."""
+
+_SENDS_SQL = (
+    "execute",
+    "executemany",
+    "fetch",
+    "fetchmany",
+    "fetchrow",
+    "fetchval",
+    "prepare",
+    "copy_from_query",
+    "copy_from_table",
+    "copy_records_to_table",
+    "copy_to_table",
+    "add_listener",
+)
+
+
+class _ScopedTransaction:
+    """What SQLAlchemy's adapter takes for an asyncpg transaction."""
+
+    def __init__(self, connection: AsyncpgScopedConnection, begin: str) -> None:
+        self._connection = connection
+        self._begin = begin
+
+    async def start(self) -> None:
+        await self._connection.begin_scoped(self._begin)
+
+    async def commit(self) -> None:
+        await self._connection.end_scoped("COMMIT")
+
+    async def rollback(self) -> None:
+        await self._connection.end_scoped("ROLLBACK")
+
+
+class AsyncpgScopedConnection(Connection):  # type: ignore[misc]
+    """An asyncpg connection that runs nothing outside a scoped transaction."""
+
+    _armed = False
+    _used = False
+    _next: ScopeSource | None = None
+
+    def arm(self) -> None:
+        """From now on, refuse whatever is sent outside a scoped transaction."""
+        self._armed = True
+
+    def mark_checked_out(self) -> None:
+        """A new user has the connection: its first BEGIN cleans up after the last one."""
+        self._used = True
+        self._next = None
+
+    def bind(self, source: ScopeSource) -> None:
+        """The next BEGIN is for `source`."""
+        self._next = source
+
+    def transaction(
+        self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
+    ) -> Any:
+        if not self._armed or self.is_in_transaction():
+            return super().transaction(isolation=isolation, readonly=readonly, deferrable=deferrable)
+        modes = [f"ISOLATION LEVEL {isolation.replace('_', ' ').upper()}"] if isolation else []
+        modes += ["READ ONLY"] * readonly + ["DEFERRABLE"] * deferrable
+        return _ScopedTransaction(self, " ".join(["BEGIN", *modes]))
+
+    async def begin_scoped(self, begin: str) -> None:
+        """Send `begin` with the bound scope.
+
+        Raises:
+            NoTenantError: no scope is bound.
+            TenantNotFoundError, TenantSuspendedError: the tenant cannot be entered.
+        """
+        source, self._next = self._next, None
+        if source is None:
+            raise NoTenantError(OUTSIDE)
+        scope = source.current() or source.refresh(await self._look_up(source))
+        for _ in range(MAX_REFRESHES):
+            script = scope.script(begin, reset_session=self._used)
+            self._used = False
+            try:
+                await super().execute(script)
+            except asyncpg.PostgresError as error:
+                if self.is_in_transaction():
+                    await super().execute("ROLLBACK")
+                if error.sqlstate not in STALE_SQLSTATES:
+                    raise
+                scope = source.refresh(await self._look_up(source))
+            else:
+                return
+        raise source.give_up()
+
+    async def _look_up(self, source: ScopeSource) -> tuple[str | None, ...] | None:
+        try:
+            row = await super().fetchrow(source.lookup_sql)
+        except asyncpg.PostgresError as error:
+            meaning = source.lookup_failed(error.sqlstate)
+            if meaning is None:
+                raise
+            raise meaning from error
+        return None if row is None else tuple(row)
+
+    async def end_scoped(self, command: str) -> None:
+        """COMMIT or ROLLBACK, unless the transaction has ended already."""
+        if self.is_in_transaction():
+            await super().execute(command)
+
+    async def ping(self) -> None:
+        """One round trip, in no transaction."""
+        await super().execute("SELECT 1")
+
+
+def _guard(name: str) -> Callable[..., Awaitable[Any]]:
+    plain = getattr(Connection, name)
+
+    async def guarded(self: AsyncpgScopedConnection, *args: Any, **kwargs: Any) -> Any:
+        if self._armed and not self.is_in_transaction():
+            raise NoTenantError(OUTSIDE)
+        return await plain(self, *args, **kwargs)
+
+    guarded.__name__ = name
+    guarded.__doc__ = plain.__doc__
+    return guarded
+
+
+for _name in _SENDS_SQL:
+    setattr(AsyncpgScopedConnection, _name, _guard(_name))
+
+
+class _SameEverywhere(LRUCache[str, Any]):
+    """Keeps those prepared statements alone whose parameters and columns have built-in types.
+
+    The server plans a kept statement anew when the search path changes, but the types of its
+    parameters and columns stay: a tenant's own enum would meet the next tenant's.
+    """
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        statement = value[0]
+        types = [*statement.get_parameters(), *(a.type for a in statement.get_attributes())]
+        if all(t.oid < _FIRST_USER_OID for t in types):
+            super().__setitem__(key, value)
+
+
+class ScopedAsyncpgDialect(PGDialect_asyncpg):
+    """`postgresql+asyncpg`, scoped.
+
+    `prepared_statement_cache_size` in the URL or `connect_args` turns server-side prepared
+    statements on, for direct connections.
+    """
+
+    supports_statement_cache = True
+
+    def create_connect_args(self, url: URL) -> Any:
+        args, kwargs = super().create_connect_args(url)
+        kwargs["connection_class"] = AsyncpgScopedConnection
+        # asyncpg's own cache is for its fetch() methods, which the adapter does not use.
+        kwargs["statement_cache_size"] = 0
+        kwargs.setdefault("prepared_statement_cache_size", 0)
+        return args, kwargs
+
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        size = int(kwargs.get("prepared_statement_cache_size", 0))
+        if not size:
+            # Unnamed statements: a transaction pooler has nothing to remember, and no name to clash.
+            kwargs.setdefault("prepared_statement_name_func", str)
+        adapter = super().connect(*args, **kwargs)
+        if size:
+            adapter._prepared_statement_cache = _SameEverywhere(size)
+        return adapter
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        refuse_autocommit(level)
+        super().set_isolation_level(dbapi_connection, level)
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        await_only(dbapi_connection.driver_connection.ping())
+        return True

@@ -1,0 +1,146 @@
+"""Engines that serve tenants: their events bind each transaction to the scope of its tenant."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.dialects import registry
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.ext.asyncio import create_async_engine
+
+from ..config import TenantConfig
+from ..errors import ConfigurationError, NoTenantError
+from ..events import call_hook
+from ..isolation.scope import SCOPE_OPTION
+from ..isolation.sqltext import find_transaction_control
+from ..naming import quote_literal
+from .pools import AsyncTenantQueuePool, TenantQueuePool
+from .psycopg import OUTSIDE
+
+_PACKAGE = __package__
+
+registry.register("postgresql.multitenant_psycopg", f"{_PACKAGE}.psycopg", "ScopedPsycopgDialect")
+registry.register("postgresql.multitenant_asyncpg", f"{_PACKAGE}.asyncpg", "ScopedAsyncpgDialect")
+
+
+def scoped_url(url: URL, *, is_async: bool) -> URL:
+    """`url` with the scoped dialect of its driver. Threads always use psycopg."""
+    driver = url.drivername.partition("+")[2] if is_async else "psycopg"
+    return url.set(drivername=f"postgresql+multitenant_{driver}")
+
+
+def make_scoped_engine(config: TenantConfig, url: URL, *, is_async: bool) -> Engine:
+    """A (sync) engine whose connections run nothing outside a tenant's transaction.
+
+    For asyncio, wrap it in `AsyncEngine`.
+    """
+    settings = config.connection
+    options: dict[str, Any] = {
+        "pool_size": settings.pool_size,
+        "max_overflow": 0,
+        "pool_timeout": settings.pool_timeout_s,
+        "pool_pre_ping": settings.pre_ping,
+        # The connections used last are used first, so that the others may grow idle.
+        "pool_use_lifo": True,
+        "connect_args": dict(settings.connect_args),
+        "echo": settings.echo,
+    }
+    scoped = scoped_url(url, is_async=is_async)
+    if is_async:
+        engine = create_async_engine(scoped, poolclass=AsyncTenantQueuePool, **options).sync_engine
+    else:
+        engine = create_engine(scoped, poolclass=TenantQueuePool, **options)
+    _listen(engine, config)
+    return engine
+
+
+def make_admin_engine(config: TenantConfig, url: URL, *, pool_size: int = 1) -> Engine:
+    """A plain engine for the toolkit's own work: provisioning, migrations. No tenant's code gets it."""
+    return create_engine(
+        url.set(drivername="postgresql+psycopg"),
+        pool_size=pool_size,
+        max_overflow=0,
+        pool_timeout=max(config.connection.pool_timeout_s, 60.0),
+        connect_args={**_psycopg_args(config, url), "prepare_threshold": None},
+        echo=config.connection.echo,
+    )
+
+
+def _psycopg_args(config: TenantConfig, url: URL) -> dict[str, Any]:
+    """The connect arguments, unless they are meant for asyncpg."""
+    return {} if url.drivername.endswith("asyncpg") else dict(config.connection.connect_args)
+
+
+def _listen(engine: Engine, config: TenantConfig) -> None:
+    @event.listens_for(engine, "connect")
+    def arm(dbapi_connection: Any, record: Any) -> None:
+        _check_shadows(dbapi_connection, config)
+        record.driver_connection.arm()
+
+    @event.listens_for(engine, "checkout")
+    def new_user(dbapi_connection: Any, record: Any, _proxy: Any) -> None:
+        record.driver_connection.mark_checked_out()
+
+    @event.listens_for(engine, "begin")
+    def bind(connection: Connection) -> None:
+        source = connection.get_execution_options().get(SCOPE_OPTION)
+        if source is None:
+            raise NoTenantError(
+                "this engine serves tenants, and no tenant is given: use tenants.get_db(...) or context.use_tenant(...)"
+            )
+        driver: Any = connection.connection.driver_connection
+        driver.bind(source)
+
+    @event.listens_for(engine, "begin_twophase")
+    def refuse_twophase(*_: Any) -> None:
+        raise ConfigurationError("twophase", True, "two-phase transactions cannot be scoped to a tenant")
+
+    @event.listens_for(engine, "before_cursor_execute")
+    def refuse_transaction_control(
+        _connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, _many: bool
+    ) -> None:
+        # Compiled SQL contains no such thing; only what was written by hand can.
+        if context is not None and context.compiled is not None and not context.is_text:
+            return
+        if command := find_transaction_control(statement):
+            raise NoTenantError(
+                f"{command} as SQL text would end the tenant's transaction, and its scope with it: "
+                "use commit(), rollback() or begin_nested() of the session or connection"
+            )
+
+    @event.listens_for(engine, "handle_error")
+    def report(context: ExceptionContext) -> None:
+        connection = context.connection
+        source = connection.get_execution_options().get(SCOPE_OPTION) if connection is not None else None
+        call_hook(config.hooks.on_error, getattr(source, "tenant", None), context.original_exception)
+
+
+def _check_shadows(dbapi_connection: Any, config: TenantConfig) -> None:
+    """Refuse to serve from a database in which a shared schema has a table of a tenant's name.
+
+    A tenant whose own table is missing (not migrated yet, say) would silently read that one.
+    """
+    schemas = ", ".join(map(quote_literal, (config.schemas.shared_schema, *config.schemas.extra_search_path)))
+    tables = ", ".join(map(quote_literal, sorted(config.schemas.tenant_tables)))
+    if not tables:
+        return
+    cursor = dbapi_connection.cursor()
+    try:
+        cursor.execute(
+            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            f"WHERE n.nspname IN ({schemas}) AND c.relname IN ({tables}) "
+            "AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY 1"
+        )
+        found = [row[0] for row in cursor.fetchall()]
+    finally:
+        cursor.close()
+        dbapi_connection.rollback()
+    if found:
+        raise ConfigurationError(
+            "schemas.tenant",
+            ", ".join(found),
+            "a shared schema has tables of the same names as the tenants': a tenant that lacks its own would "
+            "read these; move or rename them, or set schemas.shared_schema to another schema",
+        )

@@ -1,0 +1,238 @@
+"""Pools of connections: one per target, never more than `max_pools` that hold any, none ever closed
+while in use.
+
+An engine without connections costs next to nothing, so what is counted and given up are
+connections. A pool takes its place when it opens its first connection, and gives it up (least
+recently used first) when another pool needs it and none of its own are checked out. Sessions may
+go on holding an engine whose pool was evicted: its next connection takes a place again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import Engine, event, exc
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
+
+from ..errors import TenantBusyError
+from ..events import Hooks, call_hook
+from ..placement import DEFAULT_SERVER, Target
+
+
+class _Retiring:
+    """A pool that closes, on their return, the connections that were out when it was disposed of."""
+
+    _retired = False
+
+    def dispose(self) -> None:
+        self._retired = True
+        super().dispose()  # type: ignore[misc]
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        if self._retired:
+            record.close()
+        else:
+            super()._do_return_conn(record)  # type: ignore[misc]
+
+
+class TenantQueuePool(_Retiring, QueuePool):
+    """For threads."""
+
+
+class AsyncTenantQueuePool(_Retiring, AsyncAdaptedQueuePool):
+    """For asyncio."""
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStats:
+    """What one pool holds now."""
+
+    name: str
+    connections_active: int
+    connections_idle: int
+
+
+class PoolEntry:
+    """An engine, and what the registry knows of its pool."""
+
+    def __init__(self, target: Target, engine: Engine) -> None:
+        self.target = target
+        self.engine = engine
+        self.name = target.owner or target.server or DEFAULT_SERVER
+        self.in_use = 0
+        self.opened = 0
+        self.last_used = time.monotonic()
+
+    @property
+    def stats(self) -> PoolStats:
+        return PoolStats(self.name, self.in_use, max(self.opened - self.in_use, 0))
+
+
+class PoolRegistry:
+    """The engines of one manager, by target.
+
+    Args:
+        make_engine: builds the engine of a target; it connects to nothing.
+        max_pools: the most pools that hold connections at one time.
+        wait_s: seconds that a new pool waits for its place before it raises `TenantBusyError`.
+        idle_timeout_s, ttl_s: seconds without use after which connections are closed, and after
+            which the pool counts as evicted.
+        pause: waits for some seconds, in a thread or in a greenlet.
+        check: called before a pool opens its first connection; raises to refuse it.
+    """
+
+    def __init__(
+        self,
+        make_engine: Callable[[Target], Engine],
+        *,
+        max_pools: int,
+        wait_s: float,
+        idle_timeout_s: float,
+        ttl_s: float,
+        hooks: Hooks,
+        pause: Callable[[float], object] = time.sleep,
+        check: Callable[[Target], object] = lambda _target: None,
+    ) -> None:
+        self._make_engine, self._check = make_engine, check
+        self._max_pools, self._wait_s = max_pools, wait_s
+        self._idle_timeout_s, self._ttl_s = idle_timeout_s, ttl_s
+        self._hooks, self._pause = hooks, pause
+        self._lock = Lock()
+        self._entries: dict[Target, PoolEntry] = {}
+        self._live: OrderedDict[PoolEntry, None] = OrderedDict()
+        self._closed = False
+
+    @property
+    def sweep_interval_s(self) -> float:
+        """How often `sweep` is worth calling."""
+        return min(max(min(self._idle_timeout_s, self._ttl_s) / 2, 0.05), 60.0)
+
+    def engine(self, target: Target) -> Engine:
+        """The engine of `target`; connects to nothing yet.
+
+        Raises:
+            RuntimeError: the manager is closed.
+        """
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("this manager is closed; build a new one")
+            entry = self._entries.get(target)
+            if entry is None:
+                entry = PoolEntry(target, self._make_engine(target))
+                self._listen(entry)
+                self._entries[target] = entry
+            return entry.engine
+
+    def stats(self) -> list[PoolStats]:
+        """One value per pool that holds connections."""
+        with self._lock:
+            return [entry.stats for entry in self._live]
+
+    def _listen(self, entry: PoolEntry) -> None:
+        engine, lock = entry.engine, self._lock
+
+        @event.listens_for(engine, "do_connect")
+        def admit(*_: Any) -> None:
+            self._admit(entry)
+
+        @event.listens_for(engine, "connect")
+        def opened(*_: Any) -> None:
+            with lock:
+                entry.opened += 1
+
+        @event.listens_for(engine, "checkout")
+        def checked_out(*_: Any) -> None:
+            with lock:
+                if entry not in self._live:
+                    # It was evicted just now: SQLAlchemy opens a new connection, which takes a place.
+                    raise exc.DisconnectionError("the pool has been evicted")
+                entry.in_use += 1
+                self._live.move_to_end(entry)
+
+        @event.listens_for(engine, "checkin")
+        @event.listens_for(engine, "detach")
+        def returned(*_: Any) -> None:
+            with lock:
+                entry.in_use = max(entry.in_use - 1, 0)
+                entry.last_used = time.monotonic()
+
+        @event.listens_for(engine, "close")
+        @event.listens_for(engine, "close_detached")
+        def closed(*_: Any) -> None:
+            with lock:
+                entry.opened -= 1
+
+    def _admit(self, entry: PoolEntry) -> None:
+        """Give `entry` a place among the pools that hold connections, evicting another if need be."""
+        with self._lock:
+            known = entry in self._live
+        if not known:
+            self._check(entry.target)
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            with self._lock:
+                if self._closed:
+                    raise RuntimeError("this manager is closed; build a new one")
+                if entry in self._live:
+                    return
+                victim = None
+                if len(self._live) >= self._max_pools:
+                    victim = next((e for e in self._live if not e.in_use), None)
+                    if victim is not None:
+                        self._forget(victim)
+                if victim is not None or len(self._live) < self._max_pools:
+                    self._live[entry] = None
+                    self._entries.setdefault(entry.target, entry)
+                    break
+            if time.monotonic() >= deadline:
+                raise TenantBusyError(
+                    entry.name,
+                    f"all {self._max_pools} pools (isolation.max_pools) are in use; none came free in "
+                    f"{self._wait_s:g} s",
+                )
+            self._pause(0.01)
+        if victim is not None:
+            victim.engine.dispose()
+            call_hook(self._hooks.on_pool_evicted, victim.name)
+        call_hook(self._hooks.on_pool_created, entry.name)
+
+    def _forget(self, entry: PoolEntry) -> None:
+        self._live.pop(entry, None)
+        if self._entries.get(entry.target) is entry:
+            del self._entries[entry.target]
+
+    def sweep(self) -> Iterator[Callable[[], None]]:
+        """Yield what is to be done about pools that nobody has used for long: calls that close their
+        idle connections. They must be made where the pool's connections may be closed."""
+        now = time.monotonic()
+        with self._lock:
+            expired, idle = [], []
+            for entry in list(self._live):
+                rest = now - entry.last_used
+                if entry.in_use:
+                    continue
+                if rest >= self._ttl_s:
+                    self._forget(entry)
+                    expired.append(entry)
+                elif rest >= self._idle_timeout_s and entry.opened:
+                    idle.append(entry)
+        for entry in idle:
+            yield entry.engine.dispose
+        for entry in expired:
+            yield entry.engine.dispose
+            call_hook(self._hooks.on_pool_evicted, entry.name)
+
+    def close(self) -> list[Engine]:
+        """Refuse new connections, and return the engines that are to be disposed of. Connections that
+        are out now are closed on their return."""
+        with self._lock:
+            self._closed = True
+            engines = [*{id(e): e.engine for e in [*self._entries.values(), *self._live]}.values()]
+            self._entries.clear()
+            self._live.clear()
+            return engines

@@ -1,0 +1,303 @@
+"""psycopg connections that run nothing outside a scoped transaction, and dialects over them.
+
+The connection is in psycopg's autocommit mode and BEGIN is ours. It is sent without waiting for
+the answer, which is read just before the first statement is sent: PostgreSQL scopes the
+transaction while Python still compiles the statement. Until then libpq itself refuses
+any other command, and a scope that could not be entered raises there. Everything that psycopg
+sends passes through `Connection.wait`
+(https://www.psycopg.org/psycopg3/docs/api/connections.html#psycopg.Connection.wait), so that is
+where the guard stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import Any, cast
+
+import psycopg
+from psycopg import generators, pq
+from sqlalchemy import URL
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
+from sqlalchemy.util import await_only
+
+from ..errors import ConfigurationError, NoTenantError
+from ..isolation.scope import MAX_REFRESHES, STALE_SQLSTATES, ScopeSource
+
+_IDLE = pq.TransactionStatus.IDLE
+_ERRORS = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
+
+_Gen = Generator[Any, Any, Any]
+
+OUTSIDE = (
+    "this connection serves tenants and is in no transaction of one: "
+    "use the sessions and connections of a TenantDb (and not COMMIT or ROLLBACK as SQL text)"
+)
+
+
+class _Scoped:
+    """What the sync and the async connection share."""
+
+    pgconn: pq.abc.PGconn
+
+    # Class attributes, so that the guard is in a defined state even inside psycopg's own connect().
+    _armed = False
+    _used = False
+    _next: ScopeSource | None = None
+    _pending: ScopeSource | None = None
+    isolation: str | None = None
+    read_only_mode: bool | None = None
+    deferrable_mode: bool | None = None
+
+    def arm(self) -> None:
+        """From now on, refuse whatever is sent outside a scoped transaction."""
+        self._armed = True
+
+    def mark_checked_out(self) -> None:
+        """A new user has the connection: its first BEGIN cleans up after the last one."""
+        self._used = True
+        self._next = None
+
+    def bind(self, source: ScopeSource) -> None:
+        """The next BEGIN is for `source`."""
+        self._next = source
+
+    def _take_scope(self) -> ScopeSource:
+        source, self._next = self._next, None
+        if source is None:
+            raise NoTenantError(OUTSIDE)
+        return source
+
+    def _begin_command(self) -> str:
+        modes = [f"ISOLATION LEVEL {self.isolation}"] if self.isolation else []
+        if self.read_only_mode is not None:
+            modes.append("READ ONLY" if self.read_only_mode else "READ WRITE")
+        if self.deferrable_mode is not None:
+            modes.append("DEFERRABLE" if self.deferrable_mode else "NOT DEFERRABLE")
+        return " ".join(["BEGIN", *modes])
+
+    def _send_begin(self, source: ScopeSource, script: str) -> None:
+        self._used = False
+        self._pending = source
+        self.pgconn.send_query(script.encode())
+        self.pgconn.flush()
+
+    def _guarded(self, gen: _Gen) -> _Gen:
+        """`gen`, after the answer to BEGIN where one is due; refuses it outside a transaction."""
+        if self._pending is not None:
+            return self._after_begin(gen)
+        if self._armed and self.pgconn.transaction_status == _IDLE:
+            gen.close()
+            raise NoTenantError(OUTSIDE)
+        return gen
+
+    def _after_begin(self, gen: _Gen) -> _Gen:
+        try:
+            yield from self._finish_begin()
+        except BaseException:
+            gen.close()
+            raise
+        return (yield from gen)
+
+    def _finish_begin(self) -> _Gen:
+        """Read the answer to BEGIN; where the guard in it failed, look the tenant up and try again."""
+        source = self._pending
+        assert source is not None
+        for _ in range(MAX_REFRESHES):
+            results: Sequence[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
+            self._pending = None
+            failed = next((r for r in results if r.status in _ERRORS), None)
+            if failed is None and results:
+                return
+            if failed is None:
+                self.pgconn.finish()
+                raise psycopg.OperationalError("the server's answer to BEGIN was lost")
+            sqlstate = failed.error_field(pq.DiagnosticField.SQLSTATE)
+            if sqlstate is None or sqlstate.decode() not in STALE_SQLSTATES:
+                raise psycopg.errors.error_from_result(failed)
+            row = yield from self._look_up(source, "ROLLBACK; ")
+            script = source.refresh(row).script(self._begin_command())
+            self._pending = source
+            self.pgconn.send_query(script.encode())
+        # The last script is on its way: nobody may use it, so the connection is of no more use.
+        self._pending = None
+        self.pgconn.finish()
+        raise source.give_up()
+
+    def _look_up(self, source: ScopeSource, before: str = "") -> Generator[Any, Any, tuple[str | None, ...] | None]:
+        try:
+            return (yield from self._query_row(before + source.lookup_sql))
+        except psycopg.Error as error:
+            meaning = source.lookup_failed(error.sqlstate)
+            if meaning is None:
+                raise
+            raise meaning from error
+
+    def _query_row(self, sql: str) -> Generator[Any, Any, tuple[str | None, ...] | None]:
+        self.pgconn.send_query(sql.encode())
+        results: Sequence[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
+        for result in results:
+            if result.status in _ERRORS:
+                raise psycopg.errors.error_from_result(result)
+        last = results[-1]
+        if not last.ntuples:
+            return None
+        values = (last.get_value(0, column) for column in range(last.nfields))
+        return tuple(None if value is None else bytes(value).decode() for value in values)
+
+    @property
+    def _between_transactions(self) -> bool:
+        return self._pending is None and self.pgconn.transaction_status == _IDLE
+
+
+class ScopedConnection(_Scoped, psycopg.Connection[Any]):
+    """A psycopg connection that runs nothing outside a scoped transaction."""
+
+    def begin_scoped(self) -> None:
+        """Send BEGIN with the bound scope.
+
+        Raises:
+            NoTenantError: no scope is bound.
+            TenantNotFoundError, TenantSuspendedError: the tenant cannot be entered.
+        """
+        source = self._take_scope()
+        scope = source.current()
+        if scope is None:
+            scope = source.refresh(super().wait(self._look_up(source)))
+        self._send_begin(source, scope.script(self._begin_command(), reset_session=self._used))
+
+    def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        return super().wait(self._guarded(gen), *args, **kwargs)
+
+    def ping(self) -> None:
+        """One round trip, in no transaction."""
+        super().wait(self._query_row("SELECT 1"))
+
+    def commit(self) -> None:
+        if not self._between_transactions:
+            super().commit()
+
+    def rollback(self) -> None:
+        if not self._between_transactions:
+            super().rollback()
+
+
+class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
+    """The same for asyncio."""
+
+    async def begin_scoped(self) -> None:
+        """Send BEGIN with the bound scope; see `ScopedConnection.begin_scoped`."""
+        source = self._take_scope()
+        scope = source.current()
+        if scope is None:
+            scope = source.refresh(await super().wait(self._look_up(source)))
+        self._send_begin(source, scope.script(self._begin_command(), reset_session=self._used))
+
+    async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
+        return await super().wait(self._guarded(gen), *args, **kwargs)
+
+    async def ping(self) -> None:
+        """One round trip, in no transaction."""
+        await super().wait(self._query_row("SELECT 1"))
+
+    async def commit(self) -> None:
+        if not self._between_transactions:
+            await super().commit()
+
+    async def rollback(self) -> None:
+        if not self._between_transactions:
+            await super().rollback()
+
+
+def refuse_autocommit(level: str) -> None:
+    """Raise for AUTOCOMMIT, under which a scope would end with its first statement."""
+    if level == "AUTOCOMMIT":
+        raise ConfigurationError(
+            "isolation_level",
+            level,
+            "a tenant's statements run in transactions, since its scope ends with them; what cannot run "
+            "in one (VACUUM, CREATE INDEX CONCURRENTLY) belongs in a migration or in a psql of your own",
+        )
+
+
+class _ScopedDialect(PGDialect_psycopg):
+    """The transaction's modes are kept on our connection, since the BEGIN is ours, too."""
+
+    supports_statement_cache = True
+
+    def create_connect_args(self, url: URL) -> Any:
+        args, kwargs = super().create_connect_args(url)
+        kwargs["autocommit"] = True
+        # An enum type per schema breaks prepared statements when tenants alternate on a connection.
+        kwargs["prepare_threshold"] = None
+        return args, kwargs
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        refuse_autocommit(level)
+        default = getattr(self, "default_isolation_level", None)
+        _driver(dbapi_connection).isolation = None if level == default else level
+
+    def get_isolation_level(self, dbapi_connection: Any) -> Any:
+        driver = _driver(dbapi_connection)
+        if driver._armed and driver._between_transactions:
+            return driver.isolation or self.default_isolation_level
+        cursor = dbapi_connection.cursor()
+        cursor.execute("SHOW transaction isolation level")
+        value = cursor.fetchone()[0]
+        cursor.close()
+        return value.upper()
+
+    def set_readonly(self, connection: Any, value: bool | None) -> None:
+        _driver(connection).read_only_mode = value
+
+    def get_readonly(self, connection: Any) -> bool | None:
+        return _driver(connection).read_only_mode
+
+    def set_deferrable(self, connection: Any, value: bool | None) -> None:
+        _driver(connection).deferrable_mode = value
+
+    def get_deferrable(self, connection: Any) -> bool | None:
+        return _driver(connection).deferrable_mode
+
+
+def _driver(dbapi_connection: Any) -> _Scoped:
+    """The psycopg connection inside whatever SQLAlchemy passes: a pool's proxy, an async adapter,
+    or itself."""
+    return cast("_Scoped", getattr(dbapi_connection, "driver_connection", dbapi_connection))
+
+
+class ScopedPsycopgDialect(_ScopedDialect):
+    """`postgresql+psycopg`, scoped."""
+
+    supports_statement_cache = True
+
+    def connect(self, *args: Any, **kwargs: Any) -> Any:
+        return ScopedConnection.connect(*args, **kwargs)
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        cast("ScopedConnection", _driver(dbapi_connection)).begin_scoped()
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        cast("ScopedConnection", _driver(dbapi_connection)).ping()
+        return True
+
+    @classmethod
+    def get_async_dialect_cls(cls, url: URL) -> Any:
+        return ScopedAsyncPsycopgDialect
+
+
+class ScopedAsyncPsycopgDialect(_ScopedDialect, PGDialectAsync_psycopg):
+    """`postgresql+psycopg` under asyncio, scoped."""
+
+    supports_statement_cache = True
+
+    def create_connect_args(self, url: URL) -> Any:
+        args, kwargs = super().create_connect_args(url)
+        kwargs["async_creator_fn"] = AsyncScopedConnection.connect
+        return args, kwargs
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        await_only(cast("AsyncScopedConnection", _driver(dbapi_connection)).begin_scoped())
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        await_only(cast("AsyncScopedConnection", _driver(dbapi_connection)).ping())
+        return True

@@ -1,0 +1,1 @@
+"""How a transaction is bound to one tenant, and what a tenant is made of."""

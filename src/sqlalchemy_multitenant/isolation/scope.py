@@ -1,0 +1,101 @@
+"""From a placement to the SQL that opens a transaction inside it. Pure: nothing here does I/O.
+
+The scope travels in the same message as BEGIN, so that there is no moment in which a transaction
+is open and not scoped, and no round trip more than a plain transaction takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..naming import quote_ident, quote_literal
+from ..placement import Placement
+
+SCOPE_OPTION = "multitenant_scope"
+"""Name of the SQLAlchemy execution option that carries a `ScopeSource` to a connection's BEGIN."""
+
+STALE_SQLSTATES = frozenset({"3F000", "42P01"})
+"""What a guard that no longer holds raises: no such schema, no such relation
+(https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+
+MAX_REFRESHES = 5
+"""How often one BEGIN looks the tenant up anew, while others keep changing the catalog."""
+
+# A connection that comes out of the pool may carry what its last user left in the session. It is
+# put right in a transaction of its own, since a later ROLLBACK would bring the old values back.
+# DISCARD ALL would do the same and more, but is not allowed in one message with BEGIN
+# (https://www.postgresql.org/docs/current/sql-discard.html).
+SESSION_RESET = (
+    "BEGIN; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; "
+    "DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all(); COMMIT; "
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What BEGIN sends for one placement.
+
+    Attributes:
+        placement: where the transaction is to run.
+        body: the statements that follow BEGIN. The last one is a SELECT that fails where the
+            schema is gone or the catalog has changed: the server then refuses everything up to
+            the ROLLBACK, whatever the client does.
+    """
+
+    placement: Placement
+    body: str
+
+    def script(self, begin: str = "BEGIN", *, reset_session: bool = False) -> str:
+        """The whole message. `begin` may carry transaction modes (`BEGIN READ ONLY`)."""
+        return f"{SESSION_RESET if reset_session else ''}{begin}; {self.body}"
+
+
+def plan_scope(placement: Placement, epoch: str | None = None) -> Scope:
+    """The scope of `placement`.
+
+    Args:
+        placement: the tenant's, or the shared schema's.
+        epoch: the qualified, quoted name of the relation that exists as long as nothing in the
+            catalog has changed; None where there is no catalog.
+    """
+    # pg_temp last: a temporary table must never stand in front of a tenant's own
+    # (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH).
+    path = ", ".join([*map(quote_ident, placement.search_path), "pg_temp"])
+    guards = [f"{quote_literal(quote_ident(placement.schema))}::pg_catalog.regnamespace"]
+    if epoch is not None:
+        guards.append(f"{quote_literal(epoch)}::pg_catalog.regclass")
+    # RESET ROLE: behind a transaction pooler a role may have been left by another client.
+    return Scope(placement, f"RESET ROLE; SET LOCAL search_path TO {path}; SELECT {', '.join(guards)}")
+
+
+class ScopeSource(Protocol):
+    """Knows the scope of one tenant, and how to learn it anew. Lives in the execution option."""
+
+    @property
+    def lookup_sql(self) -> str:
+        """One SELECT with qualified names and no parameters; all its columns are text, and it
+        yields one row, or none where the tenant is unknown."""
+        ...
+
+    def current(self) -> Scope | None:
+        """What is known now; None if it has to be looked up first."""
+        ...
+
+    def refresh(self, row: Sequence[str | None] | None) -> Scope:
+        """The scope after a look-up.
+
+        Raises:
+            TenantNotFoundError, TenantSuspendedError: there is none for this tenant.
+            TenantBusyError: the tenant has moved to another pool.
+        """
+        ...
+
+    def lookup_failed(self, sqlstate: str | None) -> Exception | None:
+        """The error that says what a failing `lookup_sql` means, or None to let the driver's pass."""
+        ...
+
+    def give_up(self) -> Exception:
+        """The error for a tenant whose scope never stays valid long enough to be entered."""
+        ...

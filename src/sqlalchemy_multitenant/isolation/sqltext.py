@@ -1,0 +1,97 @@
+"""Looks at SQL that was written by hand. Pure."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+# What is not code: comments, strings (E'..' with backslashes), quoted names, dollar-quoted bodies
+# (https://www.postgresql.org/docs/current/sql-syntax-lexical.html). Block comments may nest, which
+# a regular expression cannot follow: `_skip_comment` does.
+_OPAQUE = re.compile(
+    r"""--[^\n]*
+    | /\*
+    | \b[eE]'(?:[^'\\]|\\.|'')*'?
+    | '(?:[^']|'')*'?
+    | "(?:[^"]|"")*"?
+    | (?<![\w$])\$(?P<tag>(?:[A-Za-z_\x80-\uffff][\w]*)?)\$
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+_WORD = re.compile(r"\b(?:abort|begin|commit|end|prepare|rollback|start)\b", re.IGNORECASE)
+
+_ATOMIC = re.compile(r"\bbegin\s+atomic\b", re.IGNORECASE)
+
+_COMMAND = re.compile(
+    r"\s*(?P<command>abort|begin|commit|end|start\s+transaction|prepare\s+transaction|rollback)\b"
+    r"(?P<savepoint>(?:\s+(?:work|transaction))?\s+to\b)?",
+    re.IGNORECASE,
+)
+
+
+def _skip_comment(sql: str, start: int) -> int:
+    depth, at = 1, start + 2
+    while depth and at < len(sql):
+        if sql.startswith("/*", at):
+            depth, at = depth + 1, at + 2
+        elif sql.startswith("*/", at):
+            depth, at = depth - 1, at + 2
+        else:
+            at += 1
+    return at
+
+
+def _opaque_spans(sql: str) -> Iterator[tuple[int, int]]:
+    """Where the parts of `sql` lie that are not code."""
+    at = 0
+    while match := _OPAQUE.search(sql, at):
+        at = match.end()
+        if match.group() == "/*":
+            at = _skip_comment(sql, match.start())
+        elif match["tag"] is not None:
+            end = sql.find(match.group(), at)
+            at = len(sql) if end < 0 else end + len(match.group())
+        yield match.start(), at
+
+
+def code_only(sql: str) -> str:
+    """`sql` with blanks in place of each comment, string, quoted name and dollar-quoted body; as long
+    as before, so that positions stay."""
+    parts, at = [], 0
+    for start, end in _opaque_spans(sql):
+        parts += [sql[at:start], " " * (end - start)]
+        at = end
+    return "".join([*parts, sql[at:]])
+
+
+def split_statements(sql: str) -> list[str]:
+    """The statements in `sql`, without the semicolons between them. Empty ones and lone comments are
+    left out.
+
+    An SQL-standard function body (BEGIN ATOMIC ... END) holds semicolons of its own: such a text is
+    returned whole (https://www.postgresql.org/docs/current/sql-createfunction.html).
+    """
+    code = code_only(sql)
+    if _ATOMIC.search(code):
+        return [sql.strip().rstrip(";")]
+    statements, start = [], 0
+    for end in [*(m.start() for m in re.finditer(";", code)), len(sql)]:
+        if code[start:end].strip():
+            statements.append(sql[start:end].strip())
+        start = end + 1
+    return statements
+
+
+def find_transaction_control(sql: str) -> str | None:
+    """The first command in `sql` that begins or ends a transaction, or None.
+
+    Savepoints are no such thing, and a function's body is not looked into.
+    """
+    if not _WORD.search(sql):
+        return None
+    for statement in code_only(sql).split(";"):
+        match = _COMMAND.match(statement)
+        if match and not match["savepoint"]:
+            return " ".join(match["command"].upper().split())
+    return None

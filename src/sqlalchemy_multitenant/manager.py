@@ -1,0 +1,167 @@
+"""`TenantManager`: the composition root. Builds everything from a configuration, and closes it."""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import Engine, text
+from typing_extensions import Self
+
+from .catalog.records import TenantRecord, TenantStatus
+from .config import TenantConfig
+from .database import TenantDb
+from .health import Health, failed_health
+from .manager_base import ManagerBase
+from .naming import TenantId, parse_tenant_id
+
+
+class TenantManager(ManagerBase[TenantDb]):
+    """Gives out databases of tenants, and creates and drops tenants.
+
+    One per process is usual. A context manager; without one, it is closed when the interpreter ends.
+
+    Raises:
+        ConfigurationError: the configuration cannot work.
+    """
+
+    _is_async = False
+
+    def __init__(self, config: TenantConfig) -> None:
+        super().__init__(config)
+        self._stop_sweeping = threading.Event()
+        self._sweeper: threading.Thread | None = None
+        self._at_exit = _close_at_exit(self)
+
+    def _make_db(self, tenant: TenantId | None, engine: Engine) -> TenantDb:
+        self._start_sweeping()
+        return TenantDb(tenant, engine)
+
+    def _pause(self) -> Callable[[float], object]:
+        return time.sleep
+
+    def _start_sweeping(self) -> None:
+        with self._lock:
+            if self._sweeper is None and not self._stop_sweeping.is_set():
+                self._sweeper = threading.Thread(
+                    target=_sweep, args=(weakref.ref(self), self._stop_sweeping), name="multitenant-pools", daemon=True
+                )
+                self._sweeper.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; those in use are closed when they are given back. Idempotent."""
+        self._stop_sweeping.set()
+        atexit.unregister(self._at_exit)
+        if "_registry" in self.__dict__:
+            for engine in self._registry.close():
+                engine.dispose()
+        if "_provisioner" in self.__dict__:
+            self._provisioner.close()
+
+    def create_tenant(
+        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> TenantRecord:
+        """Create a tenant: its schema at the newest revision, and its entry in the catalog, in one
+        transaction. Returns its record.
+
+        Args:
+            tenant: the new id.
+            schema: the name of its schema, where it is to differ from the configured mapping.
+            metadata: the application's own data about it, JSON.
+
+        Raises:
+            InvalidTenantIdError: the id, or the name of its schema, is not usable.
+            TenantExistsError: there is such a tenant, or another has the schema.
+            ProvisioningError: the database refused; nothing is left behind.
+        """
+        return self._provisioner.create(tenant, schema=schema, metadata=metadata)
+
+    def drop_tenant(self, tenant: str) -> None:
+        """Drop a tenant with all its data. Other processes refuse it from their next transaction on.
+
+        Raises:
+            TenantNotFoundError: there is none.
+            TenantBusyError: its tables stayed in use for longer than `migrations.lock_timeout_s`.
+        """
+        self._provisioner.drop(tenant)
+
+    def tenant_exists(self, tenant: str) -> bool:
+        """Whether there is such a tenant, suspended ones included. False for what can be no id."""
+        return self._provisioner.exists(tenant)
+
+    def get_tenant(self, tenant: str) -> TenantRecord:
+        """The tenant's record, read now.
+
+        Raises:
+            TenantNotFoundError: there is none.
+        """
+        return self._provisioner.get(tenant)
+
+    def list_tenants(self) -> Sequence[TenantRecord]:
+        """The records of all tenants, by id."""
+        return self._provisioner.list()
+
+    def set_tenant_status(self, tenant: str, status: TenantStatus | str) -> None:
+        """Suspend (`"suspended"`) a tenant, or make it `"active"` again; every process obeys from its
+        next transaction on.
+
+        Raises:
+            TenantNotFoundError: there is none.
+        """
+        self._provisioner.set_status(tenant, status)
+
+    def health_check(self) -> Health:
+        """Ask the server for an answer over the shared pool. Does not raise: a failure is in the result."""
+        started = time.perf_counter()
+        try:
+            with self.get_shared_db().connect() as connection:
+                connection.execute(text("SELECT 1"))
+        except Exception as error:
+            return failed_health(error, time.perf_counter() - started, self.metrics())
+        return Health(True, None, (time.perf_counter() - started) * 1000, self.metrics())
+
+    def warm_up(self, tenants: Iterable[str]) -> None:
+        """Enter each tenant once, so that connections are open and placements known before traffic comes.
+
+        Raises:
+            TenantNotFoundError: one of them does not exist.
+        """
+        for tenant in tenants:
+            with self.get_db(parse_tenant_id(tenant)).connect() as connection:
+                connection.execute(text("SELECT 1"))
+
+
+def _close_at_exit(manager: TenantManager) -> Callable[[], None]:
+    reference = weakref.ref(manager)
+
+    def close() -> None:
+        if (alive := reference()) is not None:
+            alive.close()
+
+    return atexit.register(close)
+
+
+def _sweep(reference: weakref.ref[TenantManager], stop: threading.Event) -> None:
+    """Close what is idle, until the manager is closed or gone."""
+    interval = 1.0
+    while not stop.wait(interval):
+        manager = reference()
+        if manager is None:
+            return
+        interval = manager._registry.sweep_interval_s
+        for close_idle in manager._registry.sweep():
+            close_idle()
+        del manager

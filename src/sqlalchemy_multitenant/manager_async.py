@@ -1,0 +1,130 @@
+"""`AsyncTenantManager`: what `TenantManager` is, for asyncio."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from sqlalchemy import Engine, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.util import await_only, greenlet_spawn
+from typing_extensions import Self
+
+from .catalog.records import TenantRecord, TenantStatus
+from .config import TenantConfig
+from .database_async import AsyncTenantDb
+from .health import Health, failed_health
+from .manager_base import ManagerBase
+from .naming import TenantId, parse_tenant_id
+
+
+class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
+    """The same names as `TenantManager`, awaited. Belongs to the event loop that first uses it.
+
+    Creating and dropping tenants is work for Alembic and psycopg, and runs in a thread.
+    """
+
+    _is_async = True
+
+    def __init__(self, config: TenantConfig) -> None:
+        super().__init__(config)
+        self._sweeper: asyncio.Task[None] | None = None
+
+    def _make_db(self, tenant: TenantId | None, engine: Engine) -> AsyncTenantDb:
+        return AsyncTenantDb(tenant, AsyncEngine(engine))
+
+    def _pause(self) -> Callable[[float], object]:
+        return lambda seconds: await_only(asyncio.sleep(seconds))
+
+    async def __aenter__(self) -> Self:
+        self._start_sweeping()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def get_db(self, tenant: str) -> AsyncTenantDb:
+        self._start_sweeping()
+        return super().get_db(tenant)
+
+    get_db.__doc__ = ManagerBase.get_db.__doc__
+
+    def _start_sweeping(self) -> None:
+        if self._sweeper is None:
+            try:
+                loop = asyncio.get_running_loop()
+            except RuntimeError:
+                return  # handles may be made before the loop runs
+            self._sweeper = loop.create_task(_sweep(weakref.ref(self)), name="multitenant-pools")
+
+    async def close(self) -> None:
+        """Close all connections; those in use are closed when they are given back. Idempotent."""
+        if self._sweeper is not None and not self._sweeper.done():
+            self._sweeper.cancel()
+        if "_registry" in self.__dict__:
+            for engine in self._registry.close():
+                await AsyncEngine(engine).dispose()
+        if "_provisioner" in self.__dict__:
+            await asyncio.to_thread(self._provisioner.close)
+
+    async def create_tenant(
+        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> TenantRecord:
+        """See `TenantManager.create_tenant`."""
+        return await asyncio.to_thread(self._provisioner.create, tenant, schema=schema, metadata=metadata)
+
+    async def drop_tenant(self, tenant: str) -> None:
+        """See `TenantManager.drop_tenant`."""
+        await asyncio.to_thread(self._provisioner.drop, tenant)
+
+    async def tenant_exists(self, tenant: str) -> bool:
+        """See `TenantManager.tenant_exists`."""
+        return await asyncio.to_thread(self._provisioner.exists, tenant)
+
+    async def get_tenant(self, tenant: str) -> TenantRecord:
+        """See `TenantManager.get_tenant`."""
+        return await asyncio.to_thread(self._provisioner.get, tenant)
+
+    async def list_tenants(self) -> Sequence[TenantRecord]:
+        """See `TenantManager.list_tenants`."""
+        return await asyncio.to_thread(self._provisioner.list)
+
+    async def set_tenant_status(self, tenant: str, status: TenantStatus | str) -> None:
+        """See `TenantManager.set_tenant_status`."""
+        await asyncio.to_thread(self._provisioner.set_status, tenant, status)
+
+    async def health_check(self) -> Health:
+        """See `TenantManager.health_check`."""
+        started = time.perf_counter()
+        try:
+            async with self.get_shared_db().connect() as connection:
+                await connection.execute(text("SELECT 1"))
+        except Exception as error:
+            return failed_health(error, time.perf_counter() - started, self.metrics())
+        return Health(True, None, (time.perf_counter() - started) * 1000, self.metrics())
+
+    async def warm_up(self, tenants: Iterable[str]) -> None:
+        """See `TenantManager.warm_up`."""
+        for tenant in tenants:
+            async with self.get_db(parse_tenant_id(tenant)).connect() as connection:
+                await connection.execute(text("SELECT 1"))
+
+
+async def _sweep(reference: weakref.ref[AsyncTenantManager]) -> None:
+    """Close what is idle, until the manager is closed or gone."""
+    interval = 1.0
+    while True:
+        await asyncio.sleep(interval)
+        manager = reference()
+        if manager is None:
+            return
+        interval = manager._registry.sweep_interval_s
+        for close_idle in manager._registry.sweep():
+            await greenlet_spawn(close_idle)
+        del manager

@@ -1,0 +1,1 @@
+"""Alembic revisions over a fleet of schemas: compiled once, applied to many."""

@@ -1,0 +1,118 @@
+"""Applies a plan to one schema: one transaction, one lock, one pipeline of statements."""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import psycopg
+from psycopg import pq
+from sqlalchemy import Connection
+
+from ..errors import MigrationError, TenantBusyError
+from ..naming import SchemaName, quote_ident, quote_literal
+from .history import History
+from .plan import Heads, MigrationPlan, Statement
+
+
+class SchemaLockedError(TenantBusyError):
+    """Another migrator is at work on this schema."""
+
+    default_reason = "another process is migrating it"
+
+
+class PlanOutdatedError(Exception):
+    """The schema is no longer at the revision that the plan starts from."""
+
+    def __init__(self, found: Heads) -> None:
+        super().__init__(found)
+        self.found = found
+
+
+def lock_key(schema: str) -> int:
+    """The advisory lock of a schema, within its database: 64 bits, signed
+    (https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS)."""
+    digest = hashlib.sha256(f"multitenant migration\0{schema}".encode()).digest()
+    return int(struct.unpack("<q", digest[:8])[0])
+
+
+def settings_sql(search_path: Sequence[str], lock_timeout_s: float, statement_timeout_s: float | None) -> str:
+    """One SELECT that sets what holds for the transaction. Parameters of SET cannot be bound, those of
+    set_config() can, and its last argument makes it local
+    (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET)."""
+    path = ", ".join([*map(quote_ident, search_path), "pg_temp"])
+    return (
+        f"SELECT set_config('search_path', {quote_literal(path)}, true), "
+        f"set_config('lock_timeout', '{max(round(lock_timeout_s * 1000), 1)}', true), "
+        f"set_config('statement_timeout', '{round((statement_timeout_s or 0) * 1000)}', true)"
+    )
+
+
+def apply_plan(
+    connection: Connection,
+    plan: MigrationPlan,
+    history: History,
+    *,
+    tenant: str,
+    schema: SchemaName,
+    search_path: Sequence[str],
+    lock_timeout_s: float,
+    statement_timeout_s: float | None,
+) -> None:
+    """Bring `schema` from `plan.start` to `plan.end`, in the connection's transaction, which the
+    caller commits: structure, data and version move together or not at all.
+
+    Raises:
+        SchemaLockedError: another migrator has it.
+        PlanOutdatedError: another migrator was faster.
+        MigrationError: a statement failed; says which, of which revision.
+    """
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    qualified = f"{quote_ident(schema)}.{quote_ident(history.version_table)}"
+    with driver.pipeline():
+        driver.execute(settings_sql(search_path, lock_timeout_s, statement_timeout_s).encode())
+        locked = driver.execute(f"SELECT pg_try_advisory_xact_lock({lock_key(schema)})".encode())
+        has_table = driver.execute(f"SELECT to_regclass({quote_literal(qualified)}) IS NOT NULL".encode())
+        if not _one(locked):
+            raise SchemaLockedError(tenant)
+        found: Heads = ()
+        if _one(has_table):
+            rows = driver.execute(f"SELECT version_num FROM {qualified} ORDER BY 1".encode()).fetchall()
+            found = tuple(row[0] for row in rows)
+    if found != plan.start:
+        raise PlanOutdatedError(found)
+    if plan.online is not None:
+        history.run_online(connection, schema)
+    else:
+        _send(driver, plan.statements, tenant)
+
+
+def _one(cursor: psycopg.Cursor[Any]) -> Any:
+    row = cursor.fetchone()
+    return row[0] if row else None
+
+
+def _send(driver: psycopg.Connection[Any], statements: Sequence[Statement], tenant: str) -> None:
+    cursors: list[psycopg.Cursor[Any]] = []
+    try:
+        with driver.pipeline():
+            for statement in statements:
+                cursors.append(driver.execute(statement.sql.encode()))  # noqa: PERF401
+    except psycopg.Error as error:
+        if error.sqlstate is None or driver.closed:
+            raise
+        failed = next((i for i, c in enumerate(cursors) if not _succeeded(c)), len(cursors) - 1)
+        raise statement_failed(error, statements[max(failed, 0)], tenant) from error
+
+
+def _succeeded(cursor: psycopg.Cursor[Any]) -> bool:
+    result = cursor.pgresult
+    return result is not None and result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+
+
+def statement_failed(error: psycopg.Error, statement: Statement, tenant: str) -> MigrationError:
+    """The error that names the statement and its revision."""
+    sql = statement.sql if len(statement.sql) <= 500 else statement.sql[:500] + " ..."
+    return MigrationError(f"{str(error).strip()} [{error.sqlstate}] in: {sql}", tenant, statement.revision)

@@ -1,0 +1,398 @@
+"""`Migrator`: brings tenants and the shared schema to the newest revision, and tells where they stand."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import psycopg
+from sqlalchemy import URL, Engine
+from sqlalchemy.exc import DBAPIError
+from typing_extensions import Self
+
+from ..catalog.members import Member, Membership
+from ..config import TenantConfig
+from ..engines.engine import make_admin_engine
+from ..engines.server import resolve_url
+from ..errors import ConfigurationError, MigrationError, TenantNotFoundError
+from ..naming import SchemaName, parse_tenant_id
+from .apply import PlanOutdatedError, SchemaLockedError, apply_plan
+from .fleet import read_heads
+from .history import History
+from .plan import Heads, MigrationPlan
+from .queue import WorkQueue
+from .report import MigrationReport, MigrationState, TenantMigrationStatus, TenantResult
+
+SHARED = "shared"
+"""What the shared schema is called among the results."""
+
+OnProgress = Callable[[str, MigrationState], object]
+OnError = Callable[[str, BaseException], Literal["continue", "abort"] | None]
+
+RETRIED_SQLSTATES = frozenset({"55P03", "40P01", "40001", "57P01", "57P02", "57P03", "08006", "08003"})
+"""Lock timeout, deadlock, serialization failure, and a connection that was ended
+(https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+
+MAX_ATTEMPTS = 6
+LOCKED_PATIENCE_S = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A schema to be migrated."""
+
+    name: str
+    schema: SchemaName
+    search_path: tuple[str, ...]
+    start: Heads
+
+
+class Migrator:
+    """Migrations over the whole fleet. A context manager; `close()` otherwise.
+
+    Args:
+        config: the configuration.
+        base_dir: what relative folders in it are relative to; the working folder unless given.
+
+    Raises:
+        ConfigurationError: the configuration cannot work.
+    """
+
+    def __init__(self, config: TenantConfig, *, base_dir: str | Path | None = None) -> None:
+        self.config = config
+        base = Path(base_dir) if base_dir is not None else Path()
+        settings = config.migrations
+        self.tenant_history = History(base / settings.tenant_dir, settings.version_table, "tenant")
+        self.shared_history = History(base / settings.shared_dir, settings.version_table, SHARED)
+        self.members = Membership(config)
+        self._engines: dict[int, Engine] = {}
+
+    @cached_property
+    def url(self) -> URL:
+        """The database's URL."""
+        return resolve_url(self.config.connection)
+
+    def engine(self, connections: int = 1) -> Engine:
+        """A plain engine of at most so many connections."""
+        if connections not in self._engines:
+            self._engines[connections] = make_admin_engine(self.config, self.url, pool_size=connections)
+        return self._engines[connections]
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        for engine in self._engines.values():
+            engine.dispose()
+        self._engines.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # -- migrate ------------------------------------------------------------------------------------
+
+    def migrate_all(
+        self,
+        *,
+        concurrency: int = 10,
+        on_progress: OnProgress | None = None,
+        on_error: OnError | None = None,
+    ) -> MigrationReport:
+        """Bring every tenant to the newest revision, suspended ones included.
+
+        Args:
+            concurrency: how many tenants are migrated at one time, each over a connection of its own.
+            on_progress: called with (tenant, state) when a tenant begins and when it ends; from one
+                thread at a time.
+            on_error: called with (tenant, error) when a tenant failed; returns `"continue"` (as does None)
+                or `"abort"`, which starts no further tenants.
+
+        Raises:
+            MigrationError: the revisions themselves are wrong; no tenant was touched.
+        """
+        with self.engine().connect() as connection:
+            members = self.members.list(connection)
+        return self._migrate(members, concurrency, on_progress, on_error)
+
+    def migrate_tenants(
+        self,
+        tenants: Iterable[str],
+        *,
+        concurrency: int = 10,
+        on_progress: OnProgress | None = None,
+        on_error: OnError | None = None,
+    ) -> MigrationReport:
+        """Bring the named tenants to the newest revision; see `migrate_all`.
+
+        Raises:
+            TenantNotFoundError: one of them does not exist; none was touched.
+        """
+        return self._migrate(self.find_members(tenants), concurrency, on_progress, on_error)
+
+    def migrate_tenant(self, tenant: str) -> TenantResult:
+        """Bring one tenant to the newest revision; its failure is raised.
+
+        Raises:
+            MigrationError: a revision failed.
+            TenantNotFoundError: there is no such tenant.
+        """
+        (result,) = self.migrate_tenants([tenant], concurrency=1).details
+        if result.error is not None:
+            raise result.error
+        return result
+
+    def migrate_shared(self, *, on_progress: OnProgress | None = None) -> TenantResult:
+        """Bring the shared schema to the newest revision, and install the catalog where it is missing.
+
+        Raises:
+            MigrationError: a revision failed.
+        """
+        self.install_catalog()
+        shared = SchemaName(self.config.schemas.shared_schema)
+        with self.engine().connect() as connection:
+            start = read_heads(connection, [shared], self.config.migrations.version_table)[shared]
+        path = (shared, *self.config.schemas.extra_search_path)
+        result = self._run(_Job(SHARED, shared, path, start or ()), self.shared_history, self.engine(), on_progress)
+        if result.error is not None:
+            raise result.error
+        return result
+
+    def install_catalog(self) -> None:
+        """Install the catalog of tenants, unless the application has its own discovery."""
+        if self.members.uses_catalog:
+            with self.engine().begin() as connection:
+                self.members.store.install(connection)
+
+    def find_members(self, tenants: Iterable[str]) -> list[Member]:
+        """The members of these ids, each once.
+
+        Raises:
+            TenantNotFoundError: one of them does not exist.
+        """
+        wanted = list(dict.fromkeys(parse_tenant_id(t) for t in tenants))
+        with self.engine().connect() as connection:
+            known = {m.id: m for m in self.members.list(connection)}
+        for tenant in wanted:
+            if tenant not in known:
+                raise TenantNotFoundError(tenant)
+        return [known[tenant] for tenant in wanted]
+
+    def _migrate(
+        self,
+        members: Sequence[Member],
+        concurrency: int,
+        on_progress: OnProgress | None,
+        on_error: OnError | None,
+    ) -> MigrationReport:
+        if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
+            raise ConfigurationError("concurrency", concurrency, "a whole number, at least 1")
+        with self.engine().connect() as connection:
+            heads = read_heads(
+                connection, [m.schema for m in members], self.config.migrations.version_table
+            )
+        self.tenant_history.heads()  # a broken history is told before any tenant is touched
+        jobs, results = [], dict[str, TenantResult]()
+        for member in members:
+            start = heads[member.schema]
+            if start is None:
+                error = MigrationError(f"schema {member.schema!r} does not exist", member.id)
+                results[member.id] = TenantResult(tenant=member.id, state=MigrationState.FAILED, error=error)
+            else:
+                path = (member.schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
+                jobs.append(_Job(member.id, member.schema, path, start))
+        aborted = False
+        for result in results.values():
+            aborted = self._report_error(result, on_error) or aborted
+        engine = self.engine(min(concurrency, max(len(jobs), 1)))
+        queue = WorkQueue(
+            [] if aborted else jobs,
+            lambda job: self._run(job, self.tenant_history, engine, on_progress),
+            concurrency,
+        )
+        for result in queue:
+            results[result.tenant] = result
+            if on_progress is not None:
+                on_progress(result.tenant, result.state)
+            if self._report_error(result, on_error):
+                aborted = True
+                queue.stop()
+        for job in jobs:
+            results.setdefault(
+                job.name, TenantResult(tenant=job.name, state=MigrationState.SKIPPED, start=job.start, end=job.start)
+            )
+        return MigrationReport.of((results[m.id] for m in members), aborted=aborted)
+
+    @staticmethod
+    def _report_error(result: TenantResult, on_error: OnError | None) -> bool:
+        """Tell the application of a failure; whether it wants to abort."""
+        if result.error is None or on_error is None:
+            return False
+        return on_error(result.tenant, result.error) == "abort"
+
+    def _run(
+        self, job: _Job, history: History, engine: Engine, on_progress: OnProgress | None
+    ) -> TenantResult:
+        """Migrate one schema, trying again where that can help."""
+        started = time.perf_counter()
+        patience = time.monotonic() + LOCKED_PATIENCE_S
+        start, attempt = job.start, 0
+
+        def result(state: MigrationState, **more: object) -> TenantResult:
+            duration_ms = (time.perf_counter() - started) * 1000
+            values: dict[str, object] = {"start": start, "end": start, **more}
+            return TenantResult(
+                tenant=job.name, state=state, duration_ms=duration_ms, attempts=max(attempt, 1), **values  # type: ignore[arg-type]
+            )
+
+        while True:
+            try:
+                plan = history.plan_upgrade(start)
+                if plan.is_empty:
+                    return result(MigrationState.SKIPPED)
+                if on_progress is not None and not attempt:
+                    on_progress(job.name, MigrationState.RUNNING)
+                attempt += 1
+                self._apply(job, plan, history, engine)
+            except PlanOutdatedError as outdated:
+                start = outdated.found
+            except SchemaLockedError as locked:
+                if time.monotonic() > patience:
+                    return result(MigrationState.FAILED, error=locked)
+                time.sleep(random.uniform(0.05, 0.5))
+            except (MigrationError, DBAPIError, psycopg.Error) as error:
+                if not is_transient(error) or attempt >= MAX_ATTEMPTS:
+                    return result(MigrationState.FAILED, error=_as_migration_error(error, job.name))
+                time.sleep(random.uniform(0, 0.1 * 2**attempt))
+            except Exception as error:
+                # An online revision may raise anything.
+                return result(MigrationState.FAILED, error=_as_migration_error(error, job.name))
+            else:
+                applied = tuple(r.id for r in plan.revisions)
+                return result(MigrationState.DONE, end=plan.end, applied=applied)
+
+    def _apply(self, job: _Job, plan: MigrationPlan, history: History, engine: Engine) -> None:
+        settings = self.config.migrations
+        with engine.begin() as connection:
+            apply_plan(
+                connection,
+                plan,
+                history,
+                tenant=job.name,
+                schema=job.schema,
+                search_path=job.search_path,
+                lock_timeout_s=settings.lock_timeout_s,
+                statement_timeout_s=settings.statement_timeout_s,
+            )
+
+    # -- tell -----------------------------------------------------------------------------------------
+
+    def status(self, tenants: Iterable[str] | None = None) -> list[TenantMigrationStatus]:
+        """Where each tenant stands, in a few queries whatever their number.
+
+        Raises:
+            TenantNotFoundError: one of `tenants` does not exist.
+        """
+        if tenants is None:
+            with self.engine().connect() as connection:
+                members = self.members.list(connection)
+        else:
+            members = self.find_members(tenants)
+        with self.engine().connect() as connection:
+            heads = read_heads(connection, [m.schema for m in members], self.config.migrations.version_table)
+        known: dict[Heads | None, tuple[int, tuple[str, ...], str | None]] = {}
+        found = []
+        for member in members:
+            at = heads[member.schema]
+            if at not in known:
+                known[at] = self._standing(at)
+            applied, pending, problem = known[at]
+            found.append(
+                TenantMigrationStatus(
+                    tenant=member.id,
+                    schema=member.schema,
+                    heads=at or (),
+                    applied=applied,
+                    pending=pending,
+                    problem=problem,
+                )
+            )
+        return found
+
+    def _standing(self, heads: Heads | None) -> tuple[int, tuple[str, ...], str | None]:
+        if heads is None:
+            return 0, (), "its schema does not exist"
+        try:
+            pending = tuple(r.id for r in self.tenant_history.pending(heads))
+        except MigrationError as error:
+            return 0, (), str(error)
+        return len(self.tenant_history.revisions()) - len(pending), pending, None
+
+    def mark_applied(self, tenants: Iterable[str] | None = None) -> MigrationReport:
+        """Record the newest revision for tenants (all of them by default) without running anything:
+        for schemas that have the structure already.
+
+        Raises:
+            TenantNotFoundError: one of `tenants` does not exist.
+        """
+        if tenants is None:
+            with self.engine().connect() as connection:
+                members = self.members.list(connection)
+        else:
+            members = self.find_members(tenants)
+        with self.engine().connect() as connection:
+            heads = read_heads(connection, [m.schema for m in members], self.config.migrations.version_table)
+        results = []
+        for member in members:
+            start = heads[member.schema] or ()
+            plan = self.tenant_history.plan_stamp(start)
+            if plan.is_empty:
+                results.append(TenantResult(tenant=member.id, state=MigrationState.SKIPPED, start=start, end=start))
+                continue
+            job = _Job(member.id, member.schema, (member.schema,), start)
+            try:
+                self._apply(job, plan, self.tenant_history, self.engine())
+            except (MigrationError, DBAPIError, psycopg.Error, SchemaLockedError) as error:
+                failed = _as_migration_error(error, member.id)
+                results.append(
+                    TenantResult(tenant=member.id, state=MigrationState.FAILED, start=start, end=start, error=failed)
+                )
+            else:
+                results.append(
+                    TenantResult(
+                        tenant=member.id,
+                        state=MigrationState.DONE,
+                        start=start,
+                        end=plan.end,
+                        applied=tuple(r.id for r in plan.revisions),
+                    )
+                )
+        return MigrationReport.of(results)
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether trying again may help."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, psycopg.Error):
+            return seen.sqlstate in RETRIED_SQLSTATES or (
+                isinstance(seen, psycopg.OperationalError) and seen.sqlstate is None
+            )
+        seen = seen.__cause__
+    return False
+
+
+def _as_migration_error(error: BaseException, tenant: str) -> BaseException:
+    if isinstance(error, MigrationError | SchemaLockedError):
+        return error
+    wrapped = MigrationError(f"{type(error).__name__}: {error}", tenant)
+    wrapped.__cause__ = error
+    return wrapped

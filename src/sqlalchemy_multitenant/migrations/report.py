@@ -1,0 +1,106 @@
+"""What a run of migrations did: values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from .plan import Heads
+
+
+class MigrationState(StrEnum):
+    """What became of one tenant."""
+
+    RUNNING = "running"
+    DONE = "done"
+    SKIPPED = "skipped"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantResult:
+    """One tenant's result.
+
+    Attributes:
+        tenant: its id; `shared` for the shared schema.
+        state: done, skipped (nothing was pending) or failed.
+        start, end: the revisions before and after; equal unless `done`.
+        applied: the ids of the revisions applied, oldest first.
+        duration_ms: how long it took, waiting and retries included.
+        attempts: how often it was tried.
+        error: what went wrong, or None.
+    """
+
+    tenant: str
+    state: MigrationState
+    start: Heads = ()
+    end: Heads = ()
+    applied: tuple[str, ...] = ()
+    duration_ms: float = 0.0
+    attempts: int = 1
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationReport:
+    """The results of a run, in the order of the tenants given."""
+
+    details: tuple[TenantResult, ...]
+    aborted: bool = False
+
+    @classmethod
+    def of(cls, results: Iterable[TenantResult], *, aborted: bool = False) -> MigrationReport:
+        return cls(tuple(results), aborted)
+
+    def _count(self, state: MigrationState) -> int:
+        return sum(result.state is state for result in self.details)
+
+    @property
+    def total(self) -> int:
+        """How many tenants were asked for."""
+        return len(self.details)
+
+    @property
+    def succeeded(self) -> int:
+        """How many were brought to a newer revision."""
+        return self._count(MigrationState.DONE)
+
+    @property
+    def skipped(self) -> int:
+        """How many had nothing pending, or were not reached because the run was aborted."""
+        return self._count(MigrationState.SKIPPED)
+
+    @property
+    def failed(self) -> int:
+        """How many failed; each is at the revision it was at."""
+        return self._count(MigrationState.FAILED)
+
+    @property
+    def failures(self) -> tuple[TenantResult, ...]:
+        return tuple(r for r in self.details if r.state is MigrationState.FAILED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantMigrationStatus:
+    """Where one tenant stands.
+
+    Attributes:
+        applied: how many revisions of the history it has.
+        pending: the ids of those it lacks, oldest first.
+        problem: why that cannot be told (no schema, an unknown revision), or None.
+    """
+
+    tenant: str
+    schema: str
+    heads: Heads
+    applied: int
+    pending: tuple[str, ...]
+    problem: str | None = None
+
+    @property
+    def state(self) -> str:
+        """`ok`, `behind` or `broken`."""
+        if self.problem:
+            return "broken"
+        return "behind" if self.pending else "ok"

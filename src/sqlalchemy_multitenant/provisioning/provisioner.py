@@ -1,0 +1,230 @@
+"""Creates and drops tenants: each in one transaction, so that nothing half-made is ever seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import URL, Connection, Engine, text
+from sqlalchemy.exc import DBAPIError
+
+from ..catalog.members import Member, Membership
+from ..catalog.records import TenantRecord, TenantStatus
+from ..config import TenantConfig
+from ..engines.engine import make_admin_engine
+from ..errors import (
+    ConfigurationError,
+    InvalidTenantIdError,
+
+    MultitenantError,
+    ProvisioningError,
+    TenantBusyError,
+    TenantCollisionError,
+    TenantExistsError,
+    TenantNotFoundError,
+)
+from ..migrations.apply import apply_plan, settings_sql
+from ..migrations.history import History
+from ..isolation.run import run_sql
+from ..naming import SchemaName, SchemaNaming, TenantId, parse_tenant_id, quote_ident
+from .models import plan_tables
+
+_DUPLICATE_SCHEMA, _UNIQUE_VIOLATION, _LOCK_NOT_AVAILABLE = "42P06", "23505", "55P03"
+
+
+class Provisioner:
+    """Creates and drops tenants, and keeps the catalog."""
+
+    def __init__(self, config: TenantConfig, url: URL) -> None:
+        self.config = config
+        self.members = Membership(config)
+        self._url = url
+        self._lock = Lock()
+        self._engine: Engine | None = None
+        self._history = History(_path(config), config.migrations.version_table, "tenant")
+        self._installed = False
+
+    @property
+    def engine(self) -> Engine:
+        with self._lock:
+            if self._engine is None:
+                self._engine = make_admin_engine(self.config, self._url, pool_size=2)
+            return self._engine
+
+    def close(self) -> None:
+        """Close all connections. Idempotent."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.dispose()
+                self._engine = None
+
+    def create(
+        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> TenantRecord:
+        """See `TenantManager.create_tenant`."""
+        parsed = parse_tenant_id(tenant)
+        name = self._schema(parsed, schema)
+        self._install()
+        try:
+            with self.engine.begin() as connection:
+                self._create(connection, parsed, name, metadata or {})
+        except MultitenantError:
+            raise
+        except DBAPIError as error:
+            raise self._explain(error, parsed, name) from error
+        return self.get(parsed)
+
+    def _schema(self, tenant: TenantId, override: str | None) -> SchemaName:
+        if override is None:
+            return self.config.naming.schema_for(tenant)
+        if not self.members.uses_catalog:
+            raise ConfigurationError("schema", override, "only the catalog can hold it; `discover` is configured")
+        # The same rules as for what a callable returns.
+        reserved = self.config.naming.reserved
+        return SchemaNaming(lambda _id: override, reserved).schema_for(tenant)
+
+    def _install(self) -> None:
+        if self._installed or not self.members.uses_catalog:
+            return
+        with self.engine.begin() as connection:
+            self.members.store.install(connection)
+        self._installed = True
+
+    def _create(
+        self, connection: Connection, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]
+    ) -> None:
+        settings = self.config.migrations
+        if self.members.uses_catalog:
+            # First, so that a second creation of the same id waits here and then finds it taken.
+            self.members.store.add(connection, tenant, schema, metadata)
+        else:
+            self.members.claims.claim(tenant, schema)
+        run_sql(connection, f"CREATE SCHEMA {quote_ident(schema)}")
+        path = (schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
+        if self._history.exists:
+            apply_plan(
+                connection,
+                self._history.plan_upgrade(()),
+                self._history,
+                tenant=tenant,
+                schema=schema,
+                search_path=path,
+                lock_timeout_s=settings.lock_timeout_s,
+                statement_timeout_s=settings.statement_timeout_s,
+            )
+            return
+        run_sql(connection, settings_sql(path, settings.lock_timeout_s, settings.statement_timeout_s)
+        )
+        for statement in plan_tables(self.config.schemas.tenant):
+            run_sql(connection, statement)
+
+    def _explain(self, error: DBAPIError, tenant: TenantId, schema: SchemaName) -> MultitenantError:
+        sqlstate = getattr(error.orig, "sqlstate", None)
+        if sqlstate == _DUPLICATE_SCHEMA:
+            if not self.members.uses_catalog:
+                return TenantExistsError(tenant, f"schema {schema!r} exists already")
+            return TenantExistsError(
+                tenant,
+                f"schema {schema!r} exists already, with data that belongs to no tenant of the catalog; nothing "
+                "was changed. Drop or rename the schema, or choose another id",
+            )
+        if sqlstate == _UNIQUE_VIOLATION:
+            with self.engine.connect() as connection:
+                others = [m for m in self.members.list(connection) if m.schema == schema]
+            if others and others[0].id != tenant:
+                return TenantCollisionError(tenant, schema, others[0].id)
+            return TenantExistsError(tenant)
+        return ProvisioningError(tenant, f"nothing was created: {str(error.orig).strip()}")
+
+    def drop(self, tenant: str) -> None:
+        """See `TenantManager.drop_tenant`."""
+        member = self._member(tenant)
+        settings = self.config.migrations
+        try:
+            with self.engine.begin() as connection:
+                run_sql(connection, settings_sql((self.config.schemas.shared_schema,), settings.lock_timeout_s, None)
+                )
+                run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(member.schema)} CASCADE"
+                )
+                if self.members.uses_catalog:
+                    self.members.store.mark_dropped(connection, member.id)
+        except DBAPIError as error:
+            reason = str(error.orig).strip()
+            if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+                raise TenantBusyError(
+                    member.id, f"its tables are in use; nothing was dropped, try again ({reason})"
+                ) from error
+            raise ProvisioningError(member.id, f"nothing was dropped: {reason}") from error
+
+    def _member(self, tenant: str) -> Member:
+        with self.engine.connect() as connection:
+            member = self.members.find(connection, tenant)
+        if member is None:
+            raise TenantNotFoundError(parse_tenant_id(tenant))
+        return member
+
+    def exists(self, tenant: str) -> bool:
+        """See `TenantManager.tenant_exists`."""
+        try:
+            parse_tenant_id(tenant)
+        except InvalidTenantIdError:
+            return False
+        try:
+            self.get(tenant)
+        except TenantNotFoundError:
+            return False
+        return True
+
+    def get(self, tenant: str) -> TenantRecord:
+        """See `TenantManager.get_tenant`."""
+        parsed = parse_tenant_id(tenant)
+        with self.engine.connect() as connection:
+            if self.members.uses_catalog:
+                store = self.members.store
+                record = store.find(connection, parsed) if store.is_installed(connection) else None
+                if record is None or record.status is TenantStatus.DROPPED:
+                    raise TenantNotFoundError(parsed)
+                return record
+            schema = self.config.naming.schema_for(parsed)
+            if not connection.scalar(
+                text("SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = :name"), {"name": schema}
+            ):
+                raise TenantNotFoundError(parsed)
+            self.members.claims.claim(parsed, schema)
+            return TenantRecord(id=parsed, status=TenantStatus.ACTIVE, schema=schema)
+
+    def list(self) -> Sequence[TenantRecord]:
+        """See `TenantManager.list_tenants`."""
+        with self.engine.connect() as connection:
+            if not self.members.uses_catalog:
+                members = self.members.list(connection)
+                return [TenantRecord(id=m.id, status=m.status, schema=m.schema) for m in members]
+            store = self.members.store
+            return store.list(connection) if store.is_installed(connection) else []
+
+    def set_status(self, tenant: str, status: TenantStatus | str) -> None:
+        """See `TenantManager.set_tenant_status`."""
+        parsed = parse_tenant_id(tenant)
+        try:
+            wanted = TenantStatus(status)
+        except ValueError as error:
+            raise ConfigurationError("status", status, "'active' or 'suspended'") from error
+        if wanted is TenantStatus.DROPPED:
+            raise ConfigurationError("status", status, "use drop_tenant(), which drops the data, too")
+        if not self.members.uses_catalog:
+            raise ConfigurationError(
+                "status", status, "the catalog keeps it, and `discover` is configured in its stead"
+            )
+        with self.engine.begin() as connection:
+            if not self.members.store.is_installed(connection):
+                raise TenantNotFoundError(parsed)
+            self.members.store.set_status(connection, parsed, wanted)
+
+
+def _path(config: TenantConfig) -> Any:
+    from pathlib import Path
+
+    return Path(config.migrations.tenant_dir)
+
+
