@@ -16,7 +16,9 @@ user ends without leaving (SIGKILL, SIGTERM without a handler, `os._exit()`), th
 until the next `start()` and `release()` on that folder.
 
 As root, which PostgreSQL refuses, the server runs as the folder's owner, or as the system user
-`pgserver` where the folder is new.
+`pgserver` where the folder is new; binaries that this user cannot reach are copied to the machine's cache.
+
+What is not released in a folder that was removed meanwhile ends by itself within a minute.
 """
 
 from __future__ import annotations
@@ -407,8 +409,8 @@ class _Folder:
         share = self.bin_dir.parent / "share" / "postgresql" / "postgres.bki"
         probe = self._run("/bin/sh", "-c", test, str(self.path), str(self.bin_dir / "postgres"), str(share))
         if "folder\n" in probe.stdout:
-            who = pwd.getpwuid(self.owner[0]).pw_name
-            raise self.error(f"the server runs as the user {who!r}, who cannot reach the folder{_ELSEWHERE}")
+            who = f"the folder's owner (uid {self.owner[0]})"
+            raise self.error(f"as root the server runs as {who}, who cannot reach it{_ELSEWHERE}")
         if "binaries\n" in probe.stdout:
             self._server_bin_dir = _copy_binaries(self.bin_dir)
 
@@ -453,7 +455,7 @@ class _Folder:
         # Asking for the exclusive lock gives up the shared one, whether it is granted or not.
         if not _try_lock(self.users_fd, fcntl.LOCK_EX):
             return
-        # It is not written yet where start() was interrupted.
+        # postmaster.pid is not written yet where start() was interrupted.
         _wait_for(lambda: self._read_postmaster() is not None or not self._is_alive(), 1)
         postmaster = self._read_postmaster()
         if postmaster is None or self._was_removed():

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import threading
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,10 @@ class History:
 
     def __init__(self, directory: Path, version_table: str, label: str) -> None:
         self.directory, self.version_table, self.label = directory, version_table, label
-        self.config = Config()
+        self.config = Config(cmd_opts=Namespace(quiet=True))
         self.config.set_main_option("script_location", str(directory).replace("%", "%%"))
         self.config.set_main_option("path_separator", "os")
+        self.config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
         self._plans: dict[tuple[Heads, str], MigrationPlan] = {}
         self._script: ScriptDirectory | None = None
 
@@ -86,6 +88,11 @@ class History:
                 )
             self._script = ScriptDirectory.from_config(self.config)
         return self._script
+
+    def reload(self) -> None:
+        """Read the folder anew."""
+        self._script = None
+        self._plans.clear()
 
     def heads(self) -> Heads:
         """The newest revisions: one, unless branches are open; none in an empty history.

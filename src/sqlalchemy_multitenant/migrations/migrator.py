@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import psycopg
 from sqlalchemy import URL, Engine
@@ -28,6 +29,9 @@ from .history import History
 from .plan import Heads, MigrationPlan
 from .queue import WorkQueue
 from .report import MigrationReport, MigrationState, TenantMigrationStatus, TenantResult
+
+if TYPE_CHECKING:
+    from .generate import GeneratedRevision
 
 SHARED = "shared"
 """What the shared schema is called among the results."""
@@ -53,6 +57,19 @@ class _Job:
     start: Heads
 
 
+@dataclass(frozen=True, slots=True)
+class FleetPlan:
+    """A plan, and who would get it.
+
+    Attributes:
+        kind: `tenant` or `shared`.
+    """
+
+    kind: str
+    plan: MigrationPlan
+    tenants: tuple[str, ...]
+
+
 class Migrator:
     """Migrations over the whole fleet. A context manager; `close()` otherwise.
 
@@ -72,6 +89,7 @@ class Migrator:
         self.shared_history = History(base / settings.shared_dir, settings.version_table, SHARED)
         self.members = Membership(config)
         self._engines: dict[int, Engine] = {}
+        self._progress_lock = threading.Lock()
 
     @cached_property
     def url(self) -> URL:
@@ -119,9 +137,9 @@ class Migrator:
         Raises:
             MigrationError: the revisions themselves are wrong; no tenant was touched.
         """
-        with self.engine().connect() as connection:
-            members = self.members.list(connection)
-        return self._migrate(members, concurrency, on_progress, on_error)
+        return self.migrate(
+            self.find_members(), concurrency=concurrency, on_progress=on_progress, on_error=on_error
+        )
 
     def migrate_tenants(
         self,
@@ -136,7 +154,9 @@ class Migrator:
         Raises:
             TenantNotFoundError: one of them does not exist; none was touched.
         """
-        return self._migrate(self.find_members(tenants), concurrency, on_progress, on_error)
+        return self.migrate(
+            self.find_members(tenants), concurrency=concurrency, on_progress=on_progress, on_error=on_error
+        )
 
     def migrate_tenant(self, tenant: str) -> TenantResult:
         """Bring one tenant to the newest revision; its failure is raised.
@@ -158,8 +178,7 @@ class Migrator:
         """
         self.install_catalog()
         shared = SchemaName(self.config.schemas.shared_schema)
-        with self.engine().connect() as connection:
-            start = read_heads(connection, [shared], self.config.migrations.version_table)[shared]
+        start = self._heads_of([shared])[shared]
         path = (shared, *self.config.schemas.extra_search_path)
         result = self._run(_Job(SHARED, shared, path, start or ()), self.shared_history, self.engine(), on_progress)
         if result.error is not None:
@@ -172,33 +191,35 @@ class Migrator:
             with self.engine().begin() as connection:
                 self.members.store.install(connection)
 
-    def find_members(self, tenants: Iterable[str]) -> list[Member]:
-        """The members of these ids, each once.
+    def find_members(self, tenants: Iterable[str] | None = None) -> list[Member]:
+        """The tenants of these ids, each once; all of them by default.
 
         Raises:
             TenantNotFoundError: one of them does not exist.
         """
-        wanted = list(dict.fromkeys(parse_tenant_id(t) for t in tenants))
+        wanted = None if tenants is None else list(dict.fromkeys(map(parse_tenant_id, tenants)))
         with self.engine().connect() as connection:
-            known = {m.id: m for m in self.members.list(connection)}
+            members = self.members.list(connection)
+        if wanted is None:
+            return members
+        known = {m.id: m for m in members}
         for tenant in wanted:
             if tenant not in known:
                 raise TenantNotFoundError(tenant)
         return [known[tenant] for tenant in wanted]
 
-    def _migrate(
+    def migrate(
         self,
         members: Sequence[Member],
-        concurrency: int,
-        on_progress: OnProgress | None,
-        on_error: OnError | None,
+        *,
+        concurrency: int = 10,
+        on_progress: OnProgress | None = None,
+        on_error: OnError | None = None,
     ) -> MigrationReport:
+        """As `migrate_all`, for tenants that `find_members` returned."""
         if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
             raise ConfigurationError("concurrency", concurrency, "a whole number, at least 1")
-        with self.engine().connect() as connection:
-            heads = read_heads(
-                connection, [m.schema for m in members], self.config.migrations.version_table
-            )
+        heads = self._read_heads(members)
         self.tenant_history.heads()  # a broken history is told before any tenant is touched
         jobs, results = [], dict[str, TenantResult]()
         for member in members:
@@ -220,8 +241,7 @@ class Migrator:
         )
         for result in queue:
             results[result.tenant] = result
-            if on_progress is not None:
-                on_progress(result.tenant, result.state)
+            self._tell(on_progress, result.tenant, result.state)
             if self._report_error(result, on_error):
                 aborted = True
                 queue.stop()
@@ -230,6 +250,18 @@ class Migrator:
                 job.name, TenantResult(tenant=job.name, state=MigrationState.SKIPPED, start=job.start, end=job.start)
             )
         return MigrationReport.of((results[m.id] for m in members), aborted=aborted)
+
+    def _tell(self, on_progress: OnProgress | None, tenant: str, state: MigrationState) -> None:
+        if on_progress is not None:
+            with self._progress_lock:
+                on_progress(tenant, state)
+
+    def _read_heads(self, members: Sequence[Member]) -> Mapping[SchemaName, Heads | None]:
+        return self._heads_of([m.schema for m in members])
+
+    def _heads_of(self, schemas: Sequence[SchemaName]) -> Mapping[SchemaName, Heads | None]:
+        with self.engine().connect() as connection:
+            return read_heads(connection, schemas, self.config.migrations.version_table)
 
     @staticmethod
     def _report_error(result: TenantResult, on_error: OnError | None) -> bool:
@@ -258,8 +290,8 @@ class Migrator:
                 plan = history.plan_upgrade(start)
                 if plan.is_empty:
                     return result(MigrationState.SKIPPED)
-                if on_progress is not None and not attempt:
-                    on_progress(job.name, MigrationState.RUNNING)
+                if not attempt:
+                    self._tell(on_progress, job.name, MigrationState.RUNNING)
                 attempt += 1
                 self._apply(job, plan, history, engine)
             except PlanOutdatedError as outdated:
@@ -293,6 +325,19 @@ class Migrator:
                 statement_timeout_s=settings.statement_timeout_s,
             )
 
+    # -- write --------------------------------------------------------------------------------------
+
+    def generate(self, name: str, kind: Literal["tenant", "shared"] | None = None) -> list[GeneratedRevision]:
+        """Write revisions for what has changed in the models since the last ones: of the shared and of
+        the tenants' models, or of `kind` alone. Returns what was written: nothing, where nothing has changed.
+
+        Raises:
+            MigrationError: the models cannot be compared, or an existing revision fails.
+        """
+        from .generate import generate
+
+        return generate(self, name, kind)
+
     # -- tell -----------------------------------------------------------------------------------------
 
     def status(self, tenants: Iterable[str] | None = None) -> list[TenantMigrationStatus]:
@@ -301,13 +346,8 @@ class Migrator:
         Raises:
             TenantNotFoundError: one of `tenants` does not exist.
         """
-        if tenants is None:
-            with self.engine().connect() as connection:
-                members = self.members.list(connection)
-        else:
-            members = self.find_members(tenants)
-        with self.engine().connect() as connection:
-            heads = read_heads(connection, [m.schema for m in members], self.config.migrations.version_table)
+        members = self.find_members(tenants)
+        heads = self._read_heads(members)
         known: dict[Heads | None, tuple[int, tuple[str, ...], str | None]] = {}
         found = []
         for member in members:
@@ -336,6 +376,29 @@ class Migrator:
             return 0, (), str(error)
         return len(self.tenant_history.revisions()) - len(pending), pending, None
 
+    def plan(self, tenants: Iterable[str] | None = None, *, shared: bool = False) -> list[FleetPlan]:
+        """What a run would do, without doing it: one entry for each distinct plan, with the tenants that
+        would get it.
+
+        Raises:
+            MigrationError: the revisions are wrong.
+            TenantNotFoundError: one of `tenants` does not exist.
+        """
+        plans = []
+        if shared:
+            schema = SchemaName(self.config.schemas.shared_schema)
+            plan = self.shared_history.plan_upgrade(self._heads_of([schema])[schema] or ())
+            plans += [] if plan.is_empty else [FleetPlan(SHARED, plan, (SHARED,))]
+        members = self.find_members(tenants)
+        heads = self._read_heads(members)
+        groups: dict[Heads, list[str]] = {}
+        for member in members:
+            groups.setdefault(heads[member.schema] or (), []).append(member.id)
+        for start, names in groups.items():
+            plan = self.tenant_history.plan_upgrade(start)
+            plans += [] if plan.is_empty else [FleetPlan("tenant", plan, tuple(names))]
+        return plans
+
     def mark_applied(self, tenants: Iterable[str] | None = None) -> MigrationReport:
         """Record the newest revision for tenants (all of them by default) without running anything:
         for schemas that have the structure already.
@@ -343,13 +406,8 @@ class Migrator:
         Raises:
             TenantNotFoundError: one of `tenants` does not exist.
         """
-        if tenants is None:
-            with self.engine().connect() as connection:
-                members = self.members.list(connection)
-        else:
-            members = self.find_members(tenants)
-        with self.engine().connect() as connection:
-            heads = read_heads(connection, [m.schema for m in members], self.config.migrations.version_table)
+        members = self.find_members(tenants)
+        heads = self._read_heads(members)
         results = []
         for member in members:
             start = heads[member.schema] or ()

@@ -1,0 +1,44 @@
+"""Puts the commands together, and turns errors into messages and exit codes.
+
+Exit codes: 0 done, 1 something failed, 2 wrong usage or configuration, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+
+import typer
+
+from . import demo, generate, init, migrate, status, tenant
+
+app = typer.Typer(
+    name="multitenant",
+    help="Multi-tenancy for SQLAlchemy and PostgreSQL: tenants, and migrations over all of them.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.command("init")(init.init)
+app.command("demo")(demo.demo)
+app.command("generate")(generate.generate)
+app.command("migrate")(migrate.migrate)
+app.command("status")(status.status)
+app.add_typer(tenant.app, name="tenant")
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command; returns its exit code."""
+    # A process started in the background by a shell ignores SIGINT; a deploy script's Ctrl-C must count.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        app(list(arguments), prog_name="multitenant")
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+        return code
+    except BrokenPipeError:
+        # The reader (head, less) went away; Python would complain once more while it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
+    return 0

@@ -1,0 +1,168 @@
+"""What the commands share: finding the configuration, printing, and reporting errors."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
+
+import typer
+
+from ..errors import ConfigurationError, MultitenantError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from ..config import TenantConfig
+
+P = ParamSpec("P")
+
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE_OR_MODULE[:ATTR]",
+        help="Where the TenantConfig is. Else $MULTITENANT_CONFIG, [tool.multitenant] in pyproject.toml, "
+        "or ./tenant_config.py.",
+        show_default=False,
+    ),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
+
+
+class Abort(MultitenantError, RuntimeError):
+    """The user said no."""
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A Rich console that leaves text alone where no terminal reads it."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
+
+
+def print_json(document: Any) -> None:
+    """The one JSON document of a command."""
+    sys.stdout.write(json.dumps(document, default=str, indent=2) + "\n")
+    sys.stdout.flush()
+
+
+def fail(message: str, code: int, *, as_json: bool = False, kind: str = "error") -> NoReturn:
+    """Report an error and end."""
+    if as_json:
+        print_json({"error": kind, "message": message})
+    else:
+        from rich.markup import escape
+
+        console(stderr=True).print(f"[bold red]error:[/] {escape(message)}")
+    raise typer.Exit(code)
+
+
+def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
+    """Make the package's errors, and the database's, messages with an exit code."""
+
+    @functools.wraps(command)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
+        as_json = bool(kwargs.get("as_json"))
+        try:
+            command(*args, **kwargs)
+        except ConfigurationError as error:
+            fail(str(error), 2, as_json=as_json, kind=type(error).__name__)
+        except MultitenantError as error:
+            fail(str(error), 1, as_json=as_json, kind=type(error).__name__)
+        except KeyboardInterrupt:
+            fail("interrupted; what was begun is finished or undone", 130, as_json=as_json, kind="Interrupted")
+        except Exception as error:
+            if not type(error).__module__.startswith("sqlalchemy"):
+                raise
+            text = str(getattr(error, "orig", None) or error).strip()
+            fail(f"the database said: {text}", 1, as_json=as_json, kind=type(error).__name__)
+
+    return wrapper
+
+
+def load_config(where: str | None) -> TenantConfig:
+    """The configuration that `--config` or its defaults name.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be loaded.
+    """
+    from ..config import TenantConfig
+
+    origin, reference = _reference(where)
+    place, _, attribute = reference.rpartition(":") if _has_attribute(reference) else (reference, "", "")
+    attribute = attribute or "config"
+    module = _import(origin, place)
+    try:
+        found = getattr(module, attribute)
+    except AttributeError as error:
+        raise ConfigurationError(origin, reference, f"{place} has no attribute {attribute!r}") from error
+    if not isinstance(found, TenantConfig):
+        raise ConfigurationError(
+            origin, reference, f"{attribute!r} is a {type(found).__name__}, not a TenantConfig"
+        )
+    return found
+
+
+def _has_attribute(reference: str) -> bool:
+    # `C:\project\tenant_config.py` has a colon as well, but no name after it.
+    return reference.rpartition(":")[2].isidentifier() and ":" in reference
+
+
+def _reference(where: str | None) -> tuple[str, str]:
+    if where:
+        return "--config", where
+    if value := os.environ.get("MULTITENANT_CONFIG"):
+        return "$MULTITENANT_CONFIG", value
+    pyproject = Path("pyproject.toml")
+    if pyproject.is_file():
+        try:
+            settings = tomllib.loads(pyproject.read_text(encoding="utf-8"))
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError("pyproject.toml", str(pyproject), f"not valid TOML: {error}") from error
+        value = settings.get("tool", {}).get("multitenant", {}).get("config")
+        if value:
+            return "tool.multitenant.config", str(value)
+    if Path("tenant_config.py").is_file():
+        return "./tenant_config.py", "tenant_config.py"
+    raise ConfigurationError(
+        "--config",
+        None,
+        "no configuration found: run `multitenant init` to make one, or name it with --config",
+    )
+
+
+def _import(origin: str, place: str) -> Any:
+    is_file = place.endswith(".py") or "/" in place
+    path = Path(place).resolve()
+    if is_file and not path.is_file():
+        raise ConfigurationError(origin, place, f"there is no such file as {path}")
+    # The configuration imports the application's models, as the application itself does.
+    sys.path.insert(0, str(path.parent) if is_file else str(Path.cwd()))
+    try:
+        return importlib.import_module(path.stem if is_file else place)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            origin, place, f"it cannot be loaded: {type(error).__name__}: {error}"
+        ) from error
+
+
+def parse_ids(values: str, option: str) -> list[str]:
+    """Comma-separated ids, each once.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    ids = list(dict.fromkeys(part.strip() for part in values.split(",") if part.strip()))
+    if not ids:
+        raise ConfigurationError(option, values, "name at least one tenant, as in --tenants a,b,c")
+    return ids

@@ -1,0 +1,42 @@
+"""`multitenant generate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .common import ConfigOption, JsonOption, console, fail, load_config, print_json, reports_errors
+
+
+@reports_errors
+def generate(
+    name: Annotated[str, typer.Option("--name", "-n", help="What the revision is about: add-user-avatar.")],
+    kind: Annotated[
+        str | None, typer.Option("--type", metavar="tenant|shared", help="Compare these models alone.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a revision for what has changed in the models. Touches no tenant."""
+    if kind not in (None, "tenant", "shared"):
+        fail(f"--type {kind}: use 'tenant' or 'shared'", 2, as_json=as_json)
+    from ..migrations.migrator import Migrator
+
+    with Migrator(load_config(config)) as migrator:
+        written = migrator.generate(name, kind)  # type: ignore[arg-type]
+    if as_json:
+        print_json(
+            [
+                {"type": r.kind, "revision": r.revision, "path": str(r.path), "changes": list(r.changes)}
+                for r in written
+            ]
+        )
+        return
+    out = console()
+    if not written:
+        out.print("No changes found; nothing was written.")
+    for revision in written:
+        out.print(f"[green]wrote[/] {revision.path}")
+        for change in revision.changes:
+            out.print(f"      {change}")

@@ -1,0 +1,70 @@
+"""Progress of long work, on stderr: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from typing_extensions import Self
+
+if TYPE_CHECKING:
+    from ..migrations.report import MigrationState
+
+LINE_EVERY_S = 5.0
+
+
+class Progress:
+    """Counts tenants that are done. `quiet` shows nothing."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._total = self._done = self._failed = 0
+        self._started = self._last_line = time.monotonic()
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def start(self, total: int) -> None:
+        """Say how many tenants there are."""
+        self._total = total
+        if self._quiet or not total or not sys.stderr.isatty():
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bar
+
+        self._bar = Bar(
+            TextColumn("migrating"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]:.0f}/s"),
+            TimeRemainingColumn(),
+            TextColumn("[red]{task.fields[failed]} failed"),
+            console=Console(stderr=True),
+        )
+        self._bar.start()
+        self._task = self._bar.add_task("", total=total, rate=0.0, failed=0)
+
+    def update(self, tenant: str, state: MigrationState) -> None:
+        """Take note of one tenant's state."""
+        if state.value == "running":
+            return
+        self._done += 1
+        self._failed += state.value == "failed"
+        rate = self._done / max(time.monotonic() - self._started, 1e-6)
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, rate=rate, failed=self._failed)
+        elif not self._quiet and time.monotonic() - self._last_line >= LINE_EVERY_S:
+            self._last_line = time.monotonic()
+            sys.stderr.write(f"{self._done}/{self._total} tenants, {rate:.0f}/s, {self._failed} failed ({tenant})\n")
+            sys.stderr.flush()

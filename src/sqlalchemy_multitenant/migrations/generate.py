@@ -1,0 +1,231 @@
+"""Writes revisions: compares the models with what the existing revisions build, in a scratch schema.
+
+Everything happens in one transaction that is rolled back, so no tenant is needed and none is touched.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from alembic.autogenerate.api import RevisionContext
+from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import MigrationContext
+from sqlalchemy import Connection, MetaData, text
+
+from ..catalog.table import OWN_PREFIX
+from ..errors import MigrationError
+from ..isolation.run import run_sql
+from ..naming import SchemaName, quote_ident
+from .apply import apply_plan
+from .history import ALEMBIC_LOCK, History
+from .migrator import SHARED, Migrator
+from .templates import SCRIPT_TEMPLATE
+
+Kind = Literal["tenant", "shared"]
+
+
+@dataclass(frozen=True, slots=True)
+class GeneratedRevision:
+    """A revision that was written.
+
+    Attributes:
+        kind: `tenant` or `shared`.
+        revision: its id.
+        path: its file.
+        changes: what it changes, a line each.
+    """
+
+    kind: str
+    revision: str
+    path: Path
+    changes: tuple[str, ...]
+
+
+def generate(migrator: Migrator, name: str, kind: Kind | None = None) -> list[GeneratedRevision]:
+    """Write a revision for what has changed in the models: shared, then tenant; of `kind` alone if given.
+    Where nothing has changed, nothing is written.
+
+    Args:
+        migrator: whose configuration and database to use.
+        name: what the revision is about; part of the file's name.
+
+    Raises:
+        MigrationError: the models cannot be compared, or an existing revision fails.
+    """
+    if not name or not name.strip():
+        raise MigrationError("a revision needs a name: --name add-user-avatar")
+    if kind not in (None, "tenant", SHARED):
+        raise MigrationError(f"type {kind!r} is neither 'tenant' nor 'shared'")
+    schemas = migrator.config.schemas
+    shared = _scratch_name(SHARED)
+    tenant = _scratch_name("tenant")
+    extra = tuple(schemas.extra_search_path)
+    written: list[GeneratedRevision] = []
+    with migrator.engine().connect() as connection:
+        try:
+            scratch = _Scratch(migrator, connection)
+            scratch.build(migrator.shared_history, shared, (shared, *extra))
+            if kind in (None, SHARED) and schemas.shared:
+                models = [_without_schema(m, schemas.shared_schema) for m in schemas.shared]
+                written += scratch.compare(migrator.shared_history, shared, models, name)
+                if written:
+                    # The tenants' foreign keys may point at the tables that were just added.
+                    scratch.build(migrator.shared_history, shared, (shared, *extra))
+            if kind in (None, "tenant"):
+                scratch.build(migrator.tenant_history, tenant, (tenant, shared, *extra))
+                written += scratch.compare(migrator.tenant_history, tenant, schemas.tenant, name)
+        except BaseException:
+            for revision in written:
+                revision.path.unlink(missing_ok=True)
+            raise
+        finally:
+            connection.rollback()
+    return written
+
+
+def _scratch_name(what: str) -> SchemaName:
+    return SchemaName(f"{OWN_PREFIX}scratch_{what}_{secrets.token_hex(6)}")
+
+
+def _without_schema(metadata: MetaData, shared_schema: str) -> MetaData:
+    """A copy in which the shared schema's tables name no schema, as the scratch schema has another name."""
+    copy = MetaData(naming_convention=metadata.naming_convention)
+    for table in metadata.sorted_tables:
+        table.to_metadata(copy, schema=None if table.schema == shared_schema else table.schema)  # type: ignore[arg-type]
+    return copy
+
+
+class _Scratch:
+    """Scratch schemas in one transaction."""
+
+    def __init__(self, migrator: Migrator, connection: Connection) -> None:
+        self._migrator, self._connection = migrator, connection
+        self._built: set[SchemaName] = set()
+
+    def build(self, history: History, schema: SchemaName, search_path: Sequence[str]) -> None:
+        """Bring `schema` to the newest revision; create it first where it is not there."""
+        if schema not in self._built:
+            run_sql(self._connection, f"CREATE SCHEMA {quote_ident(schema)}")
+            self._built.add(schema)
+        path = ", ".join(map(quote_ident, search_path))
+        run_sql(self._connection, f"SET LOCAL search_path TO {path}")
+        if not history.exists:
+            return
+        settings = self._migrator.config.migrations
+        plan = history.plan_upgrade(self._heads(history, schema))
+        if not plan.is_empty:
+            apply_plan(
+                self._connection,
+                plan,
+                history,
+                tenant="scratch",
+                schema=schema,
+                search_path=search_path,
+                lock_timeout_s=settings.lock_timeout_s,
+                statement_timeout_s=settings.statement_timeout_s,
+            )
+
+    def _heads(self, history: History, schema: SchemaName) -> tuple[str, ...]:
+        table = f"{quote_ident(schema)}.{quote_ident(history.version_table)}"
+        if not self._connection.scalar(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": table}):
+            return ()
+        return tuple(self._connection.scalars(text(f"SELECT version_num FROM {table} ORDER BY 1")))
+
+    def compare(
+        self, history: History, schema: SchemaName, models: Sequence[MetaData], name: str
+    ) -> list[GeneratedRevision]:
+        """Write a revision for the difference between `models` and `schema`."""
+        own = set(
+            self._connection.scalars(
+                text("SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = CAST(:schema AS regnamespace)"),
+                {"schema": quote_ident(schema)},
+            )
+        )
+
+        def include_name(table: str | None, kind: str, _parents: Any) -> bool:
+            # The search path shows other schemas' tables, too; only this schema's are compared.
+            if kind != "table":
+                return True
+            bookkeeping = table == history.version_table or str(table).startswith(OWN_PREFIX)
+            return table in own and not bookkeeping
+
+        prepare_folder(history.directory)
+        history.reload()
+        context = _revision_context(history, name)
+
+        def fn(heads: Any, migration: MigrationContext) -> Any:
+            context.run_autogenerate(heads, migration)
+            return []
+
+        with ALEMBIC_LOCK, EnvironmentContext(history.config, history.script, fn=fn, dont_mutate=True) as environment:
+            environment.configure(
+                connection=self._connection,
+                target_metadata=list(models),
+                version_table=history.version_table,
+                version_table_schema=schema,
+                include_name=include_name,
+                compare_server_default=True,
+            )
+            environment.run_migrations()
+        operations = context.generated_revisions[-1].upgrade_ops
+        if operations is None or operations.is_empty():
+            return []
+        changes = tuple(_describe(diff) for diff in operations.as_diffs())
+        with ALEMBIC_LOCK:
+            (script,) = [s for s in context.generate_scripts() if s is not None]
+        history.reload()
+        return [GeneratedRevision(history.label, str(script.revision), Path(script.path), changes)]
+
+
+def _revision_context(history: History, name: str) -> RevisionContext:
+    return RevisionContext(
+        history.config,
+        history.script,
+        {
+            "message": name,
+            "autogenerate": True,
+            "sql": False,
+            "head": "head",
+            "splice": False,
+            "branch_label": None,
+            "version_path": None,
+            "rev_id": next_number(history),
+            "depends_on": None,
+        },
+    )
+
+
+def next_number(history: History) -> str:
+    """The id of the next revision: one more than the highest number among the existing ids, in four
+    digits."""
+    numbers = [int(r.id) for r in history.revisions() if r.id.isdecimal()]
+    return f"{max(numbers, default=0) + 1:04d}"
+
+
+def prepare_folder(directory: Path) -> None:
+    """Make the folder of a history, with Alembic's template for revisions."""
+    (directory / "versions").mkdir(parents=True, exist_ok=True)
+    template = directory / "script.py.mako"
+    if not template.exists():
+        template.write_text(SCRIPT_TEMPLATE, encoding="utf-8")
+
+
+def _describe(diff: Any) -> str:
+    """One of Alembic's difference tuples, in words."""
+    if isinstance(diff, list):
+        return "; ".join(_describe(part) for part in diff)
+    what, *rest = diff
+    words = what.replace("_", " ")
+    if what in ("add_table", "remove_table"):
+        return f"{words} {rest[0].name}"
+    if what in ("add_column", "remove_column"):
+        return f"{words} {rest[1]}.{rest[2].name}"
+    if what.startswith("modify_"):
+        return f"{words} of {rest[1]}.{rest[2]}"
+    name = getattr(rest[0], "name", None) or ""
+    table = getattr(getattr(rest[0], "table", None), "name", "")
+    return f"{words} {name}{f' on {table}' if table else ''}".rstrip()

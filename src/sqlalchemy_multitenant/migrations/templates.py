@@ -1,0 +1,77 @@
+"""What `multitenant init` and `generate` write into a project."""
+
+SCRIPT_TEMPLATE = '''"""${message}
+
+Revision: ${up_revision}
+After: ${down_revision | comma,n}
+Created: ${create_date}
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+${imports if imports else ""}
+revision: str = ${repr(up_revision)}
+down_revision: str | Sequence[str] | None = ${repr(down_revision)}
+branch_labels: str | Sequence[str] | None = ${repr(branch_labels)}
+depends_on: str | Sequence[str] | None = ${repr(depends_on)}
+
+
+def upgrade() -> None:
+    ${upgrades if upgrades else "pass"}
+
+
+def downgrade() -> None:
+    ${downgrades if downgrades else "pass"}
+'''
+
+CONFIG_TEMPLATE = '''"""The multi-tenancy of this project; found by the `multitenant` command in the folder it runs in."""
+
+from pathlib import Path
+
+from models import SharedBase, TenantBase
+from sqlalchemy_multitenant import Connection, Isolation, Migrations, Schemas, TenantConfig
+
+here = Path(__file__).parent
+
+config = TenantConfig(
+    # Without a url: $DATABASE_URL, or else the embedded server, if its extra is installed.
+    connection=Connection(pool_size=10),
+    isolation=Isolation(strategy="schema", schema_name="tenant_{id}"),
+    schemas=Schemas(tenant=TenantBase, shared=SharedBase),
+    migrations=Migrations(
+        tenant_dir=here / "migrations/tenant",
+        shared_dir=here / "migrations/shared",
+    ),
+)
+'''
+
+MODELS_TEMPLATE = '''"""The models: what each tenant has, and what all of them share."""
+
+from sqlalchemy import ForeignKey
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class SharedBase(DeclarativeBase):
+    """Tables that exist once, in the shared schema."""
+
+
+class TenantBase(DeclarativeBase):
+    """Tables that each tenant has, in a schema of its own. They name no schema."""
+
+
+class Plan(SharedBase):
+    __tablename__ = "plans"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+
+
+class User(TenantBase):
+    __tablename__ = "users"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    name: Mapped[str]
+    plan_id: Mapped[int | None] = mapped_column(ForeignKey(Plan.id))
+'''
