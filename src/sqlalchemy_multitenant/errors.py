@@ -100,21 +100,20 @@ class TenantCollisionError(TenantExistsError, InvalidTenantIdError):
         self.schema, self.owner = schema, owner
 
 
-class TenantSuspendedError(TenantError, PermissionError):
+# Not PermissionError and TimeoutError: those are OSErrors, and psycopg takes an OSError that is raised
+# while it waits for the server as the end of the connection.
+
+
+class TenantSuspendedError(TenantError, RuntimeError):
     """The tenant is suspended: it exists, but nothing runs for it."""
 
     default_reason = "suspended; set its status back with `set_tenant_status(..., 'active')`"
 
-    # PermissionError is an OSError, whose __str__ would print errno and strerror.
-    __str__ = TenantError.__str__
 
-
-class TenantBusyError(TenantError, TimeoutError):
+class TenantBusyError(TenantError, RuntimeError):
     """The tenant, or the connections it needs, stayed in use for too long. Trying again may help."""
 
     default_reason = "busy; try again"
-
-    __str__ = TenantError.__str__
 
 
 class ProvisioningError(TenantError, RuntimeError):
