@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.util import LRUCache, await_only
 
 from ..errors import NoTenantError
-from ..isolation.scope import MAX_REFRESHES, STALE_SQLSTATES, ScopeSource
+from ..isolation.scope import MAX_REFRESHES, STALE_SQLSTATES, ScopeSource, before_lookup
 from .psycopg import OUTSIDE, refuse_autocommit
 
 _FIRST_USER_OID = 16384
@@ -96,7 +96,12 @@ class AsyncpgScopedConnection(Connection):  # type: ignore[misc]
         source, self._next = self._next, None
         if source is None:
             raise NoTenantError(OUTSIDE)
-        scope = source.current() or source.refresh(await self._look_up(source))
+        scope = source.current()
+        if scope is None:
+            # Not in what the connection's last user left behind.
+            await super().execute(before_lookup(self._used))
+            self._used = False
+            scope = source.refresh(await self._look_up(source))
         for _ in range(MAX_REFRESHES):
             script = scope.script(begin, reset_session=self._used)
             self._used = False
@@ -195,5 +200,8 @@ class ScopedAsyncpgDialect(PGDialect_asyncpg):
         super().set_isolation_level(dbapi_connection, level)
 
     def do_ping(self, dbapi_connection: Any) -> bool:
-        await_only(dbapi_connection.driver_connection.ping())
+        try:
+            await_only(dbapi_connection.driver_connection.ping())
+        except Exception as error:
+            dbapi_connection._handle_exception(error)  # as a DBAPI error, which the pool understands
         return True

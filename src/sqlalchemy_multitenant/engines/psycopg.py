@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectA
 from sqlalchemy.util import await_only
 
 from ..errors import ConfigurationError, NoTenantError
-from ..isolation.scope import MAX_REFRESHES, STALE_SQLSTATES, ScopeSource
+from ..isolation.scope import MAX_REFRESHES, STALE_SQLSTATES, ScopeSource, before_lookup
 
 _IDLE = pq.TransactionStatus.IDLE
 _ERRORS = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
@@ -123,7 +123,13 @@ class _Scoped:
         self.pgconn.finish()
         raise source.give_up()
 
-    def _look_up(self, source: ScopeSource, before: str = "") -> Generator[Any, Any, tuple[str | None, ...] | None]:
+    def _first_look_up(self, source: ScopeSource) -> Generator[Any, Any, tuple[str | None, ...] | None]:
+        """Look the tenant up outside of a transaction, not in what the last user left behind."""
+        row = yield from self._look_up(source, before_lookup(self._used))
+        self._used = False
+        return row
+
+    def _look_up(self, source: ScopeSource, before: str) -> Generator[Any, Any, tuple[str | None, ...] | None]:
         try:
             return (yield from self._query_row(before + source.lookup_sql))
         except psycopg.Error as error:
@@ -149,8 +155,32 @@ class _Scoped:
         return self._pending is None and self.pgconn.transaction_status == _IDLE
 
 
+class _ScopedServerCursor(psycopg.ServerCursor[Any]):
+    """The server closes it with its transaction; nothing is to be sent after that."""
+
+    def close(self) -> None:
+        if cast("ScopedConnection", self._conn)._between_transactions:
+            psycopg.Cursor.close(self)
+        else:
+            super().close()
+
+
+class _AsyncScopedServerCursor(psycopg.AsyncServerCursor[Any]):
+    """The same for asyncio."""
+
+    async def close(self) -> None:
+        if cast("AsyncScopedConnection", self._conn)._between_transactions:
+            await psycopg.AsyncCursor.close(self)
+        else:
+            await super().close()
+
+
 class ScopedConnection(_Scoped, psycopg.Connection[Any]):
     """A psycopg connection that runs nothing outside a scoped transaction."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_cursor_factory = _ScopedServerCursor
 
     def begin_scoped(self) -> None:
         """Send BEGIN with the bound scope.
@@ -162,7 +192,7 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
         source = self._take_scope()
         scope = source.current()
         if scope is None:
-            scope = source.refresh(super().wait(self._look_up(source)))
+            scope = source.refresh(super().wait(self._first_look_up(source)))
         self._send_begin(source, scope.script(self._begin_command(), reset_session=self._used))
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
@@ -184,12 +214,16 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
 class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
     """The same for asyncio."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.server_cursor_factory = _AsyncScopedServerCursor
+
     async def begin_scoped(self) -> None:
         """Send BEGIN with the bound scope; see `ScopedConnection.begin_scoped`."""
         source = self._take_scope()
         scope = source.current()
         if scope is None:
-            scope = source.refresh(await super().wait(self._look_up(source)))
+            scope = source.refresh(await super().wait(self._first_look_up(source)))
         self._send_begin(source, scope.script(self._begin_command(), reset_session=self._used))
 
     async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:

@@ -33,6 +33,12 @@ SESSION_RESET = (
 )
 
 
+def before_lookup(used: bool) -> str:
+    """What goes before a look-up outside of a transaction, so that it does not run in a role that the
+    connection's last user left. Ends in a semicolon."""
+    return SESSION_RESET if used else "RESET ROLE; "
+
+
 @dataclass(frozen=True, slots=True)
 class Scope:
     """What BEGIN sends for one placement.
