@@ -42,8 +42,11 @@ class TenantManager(ManagerBase[TenantDb]):
         self._start_sweeping()
         return TenantDb(tenant, engine)
 
-    def _pause(self) -> Callable[[float], object]:
-        return time.sleep
+    def _pause(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def _whoami(self) -> int:
+        return threading.get_ident()
 
     def _start_sweeping(self) -> None:
         with self._lock:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -37,8 +37,11 @@ class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
     def _make_db(self, tenant: TenantId | None, engine: Engine) -> AsyncTenantDb:
         return AsyncTenantDb(tenant, AsyncEngine(engine))
 
-    def _pause(self) -> Callable[[float], object]:
-        return lambda seconds: await_only(asyncio.sleep(seconds))
+    def _pause(self, seconds: float) -> None:
+        await_only(asyncio.sleep(seconds))
+
+    def _whoami(self) -> int:
+        return id(asyncio.current_task())
 
     async def __aenter__(self) -> Self:
         self._start_sweeping()

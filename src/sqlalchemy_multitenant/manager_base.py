@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
 from functools import cached_property
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -48,7 +47,12 @@ class ManagerBase(Generic[AnyDb]):
     def _make_db(self, tenant: TenantId | None, engine: Engine) -> AnyDb:
         raise NotImplementedError
 
-    def _pause(self) -> Callable[[float], object]:
+    def _pause(self, seconds: float) -> None:
+        """Wait, in a thread or in a greenlet."""
+        raise NotImplementedError
+
+    def _whoami(self) -> int:
+        """Tell apart those who are at work at one time: threads, or tasks."""
         raise NotImplementedError
 
     # -- shared -----------------------------------------------------------------------------------
@@ -71,7 +75,8 @@ class ManagerBase(Generic[AnyDb]):
             idle_timeout_s=connection.idle_timeout_s,
             ttl_s=isolation.pool_ttl_s,
             hooks=self.config.hooks,
-            pause=self._pause(),
+            pause=self._pause,
+            whoami=self._whoami,
             check=self._check_owner,
         )
 

@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 from sqlalchemy import Engine, event, exc
@@ -22,6 +22,10 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePoo
 from ..errors import TenantBusyError
 from ..events import Hooks, call_hook
 from ..placement import DEFAULT_SERVER, Target
+
+
+OPENING_S = 60.0
+"""How long, at most, a pool keeps its place for one who is opening a connection, in seconds."""
 
 
 class _Retiring:
@@ -66,7 +70,15 @@ class PoolEntry:
         self.name = target.owner or target.server or DEFAULT_SERVER
         self.in_use = 0
         self.opened = 0
+        self.opening: dict[int, float] = {}
         self.last_used = time.monotonic()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody has a connection of it, nor is about to. Whoever failed to open one is forgotten
+        after a while."""
+        now = time.monotonic()
+        return not self.in_use and all(until < now for until in self.opening.values())
 
     @property
     def stats(self) -> PoolStats:
@@ -83,6 +95,7 @@ class PoolRegistry:
         idle_timeout_s, ttl_s: seconds without use after which connections are closed, and after
             which the pool counts as evicted.
         pause: waits for some seconds, in a thread or in a greenlet.
+        whoami: tells apart those who open connections at one time: threads, or tasks.
         check: called before a pool opens its first connection; raises to refuse it.
     """
 
@@ -96,12 +109,13 @@ class PoolRegistry:
         ttl_s: float,
         hooks: Hooks,
         pause: Callable[[float], object] = time.sleep,
+        whoami: Callable[[], int] = get_ident,
         check: Callable[[Target], object] = lambda _target: None,
     ) -> None:
         self._make_engine, self._check = make_engine, check
         self._max_pools, self._wait_s = max_pools, wait_s
         self._idle_timeout_s, self._ttl_s = idle_timeout_s, ttl_s
-        self._hooks, self._pause = hooks, pause
+        self._hooks, self._pause, self._whoami = hooks, pause, whoami
         self._lock = Lock()
         self._entries: dict[Target, PoolEntry] = {}
         self._live: OrderedDict[PoolEntry, None] = OrderedDict()
@@ -138,7 +152,7 @@ class PoolRegistry:
 
         @event.listens_for(engine, "do_connect")
         def admit(*_: Any) -> None:
-            self._admit(entry)
+            self._admit(entry, until=time.monotonic() + OPENING_S)
 
         @event.listens_for(engine, "connect")
         def opened(*_: Any) -> None:
@@ -149,9 +163,11 @@ class PoolRegistry:
         def checked_out(*_: Any) -> None:
             with lock:
                 if entry not in self._live:
-                    # It was evicted just now: SQLAlchemy opens a new connection, which takes a place.
+                    # It was evicted just now: SQLAlchemy closes this one and opens another, which takes
+                    # a place, and keeps it until it is checked out.
                     raise exc.DisconnectionError("the pool has been evicted")
                 entry.in_use += 1
+                entry.opening.pop(self._whoami(), None)
                 self._live.move_to_end(entry)
 
         @event.listens_for(engine, "checkin")
@@ -167,8 +183,9 @@ class PoolRegistry:
             with lock:
                 entry.opened -= 1
 
-    def _admit(self, entry: PoolEntry) -> None:
-        """Give `entry` a place among the pools that hold connections, evicting another if need be."""
+    def _admit(self, entry: PoolEntry, until: float) -> None:
+        """Give `entry` a place among the pools that hold connections, evicting another if need be. It
+        keeps the place until its caller has the connection, or until `until`."""
         with self._lock:
             known = entry in self._live
         if not known:
@@ -178,11 +195,12 @@ class PoolRegistry:
             with self._lock:
                 if self._closed:
                     raise RuntimeError("this manager is closed; build a new one")
+                entry.opening[self._whoami()] = until
                 if entry in self._live:
                     return
                 victim = None
                 if len(self._live) >= self._max_pools:
-                    victim = next((e for e in self._live if not e.in_use), None)
+                    victim = next((e for e in self._live if e.is_idle), None)
                     if victim is not None:
                         self._forget(victim)
                 if victim is not None or len(self._live) < self._max_pools:
@@ -190,6 +208,7 @@ class PoolRegistry:
                     self._entries.setdefault(entry.target, entry)
                     break
             if time.monotonic() >= deadline:
+                entry.opening.pop(self._whoami(), None)
                 raise TenantBusyError(
                     entry.name,
                     f"all {self._max_pools} pools (isolation.max_pools) are in use; none came free in "
@@ -214,7 +233,7 @@ class PoolRegistry:
             expired, idle = [], []
             for entry in list(self._live):
                 rest = now - entry.last_used
-                if entry.in_use:
+                if not entry.is_idle:
                     continue
                 if rest >= self._ttl_s:
                     self._forget(entry)

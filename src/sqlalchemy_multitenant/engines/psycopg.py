@@ -155,7 +155,17 @@ class _Scoped:
         return self._pending is None and self.pgconn.transaction_status == _IDLE
 
 
-class _ScopedServerCursor(psycopg.ServerCursor[Any]):
+class _QuietUnlessUsed:
+    """SQLAlchemy makes the cursor before it begins the transaction; where that fails, it drops it."""
+
+    pgresult: pq.abc.PGresult | None
+
+    def __del__(self) -> None:
+        if self.pgresult is not None:
+            super().__del__()  # type: ignore[misc]
+
+
+class _ScopedServerCursor(_QuietUnlessUsed, psycopg.ServerCursor[Any]):
     """The server closes it with its transaction; nothing is to be sent after that."""
 
     def close(self) -> None:
@@ -165,7 +175,7 @@ class _ScopedServerCursor(psycopg.ServerCursor[Any]):
             super().close()
 
 
-class _AsyncScopedServerCursor(psycopg.AsyncServerCursor[Any]):
+class _AsyncScopedServerCursor(_QuietUnlessUsed, psycopg.AsyncServerCursor[Any]):
     """The same for asyncio."""
 
     async def close(self) -> None:

@@ -1,0 +1,265 @@
+"""Pools: a true ceiling, nothing closed in use, LRU and TTL, hooks, a manager that closes cleanly."""
+
+from __future__ import annotations
+
+import gc
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import Engine, select, text
+from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
+
+from sqlalchemy_multitenant import Hooks, TenantBusyError, TenantManager, TenantNotFoundError
+from tests.conftest import MakeConfig, MakeHarness
+from tests.models import User
+
+
+def open_connections(plain: Engine) -> int:
+    """How many connections the test's database has, besides the one that asks."""
+    with plain.connect() as connection:
+        return int(
+            connection.scalar(
+                text(
+                    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+                    "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
+                )
+            )
+            or 0
+        )
+
+
+def settles_at(plain: Engine, expected: int) -> bool:
+    """Whether so many are left: a backend takes a moment to end after its client has gone."""
+    deadline = time.monotonic() + 10
+    while open_connections(plain) != expected and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return open_connections(plain) == expected
+
+
+def touch(manager: TenantManager, tenant: str) -> None:
+    manager.get_db(tenant).scalars(select(User)).all()
+
+
+@pytest.fixture
+def six(make_config: MakeConfig) -> list[str]:
+    names = [f"t{i}" for i in range(6)]
+    with TenantManager(make_config()) as manager:
+        for name in names:
+            manager.create_tenant(name)
+    return names
+
+
+def test_one_pool_serves_all_by_default(make_config: MakeConfig, plain: Engine, six: list[str]) -> None:
+    created: list[str] = []
+    with TenantManager(make_config(pool_size=2, hooks=Hooks(on_pool_created=created.append))) as manager:
+        for name in six:
+            touch(manager, name)
+        assert created == ["default"]
+        assert open_connections(plain) == 1
+        assert manager.metrics() == {
+            "multitenant_pool_count": 1,
+            "multitenant_pool_connections_active": 0,
+            "multitenant_pool_connections_idle": 1,
+        }
+    assert settles_at(plain, 0)
+
+
+def test_the_least_recently_used_pool_gives_way(
+    make_config: MakeConfig, plain: Engine, six: list[str]
+) -> None:
+    created: list[str] = []
+    evicted: list[str] = []
+    config = make_config(
+        pool_per_tenant=True,
+        max_pools=3,
+        pool_size=1,
+        hooks=Hooks(on_pool_created=created.append, on_pool_evicted=evicted.append),
+    )
+    with TenantManager(config) as manager:
+        touch(manager, six[0])  # opens the shared pool, too, to see whether there is such a tenant
+        touch(manager, six[1])
+        touch(manager, six[0])
+        touch(manager, six[2])
+        assert created == ["t0", "default", "t1", "t2"] or created == ["default", "t0", "t1", "t2"]
+        assert "t0" not in evicted
+        assert open_connections(plain) <= 4
+        for _ in range(3):
+            for name in six:
+                touch(manager, name)
+                assert open_connections(plain) <= 4
+    assert settles_at(plain, 0)
+
+
+def test_a_pool_in_use_is_never_closed(make_config: MakeConfig, six: list[str]) -> None:
+    config = make_config(pool_per_tenant=True, max_pools=2, pool_size=1, pool_timeout_s=0.3)
+    with TenantManager(config) as manager:
+        with manager.get_db("t0").session() as session:
+            session.scalars(select(User)).all()
+            for name in six[1:]:
+                touch(manager, name)
+            assert session.scalars(select(User)).all() == []
+            with manager.get_db("t1").session() as second:
+                second.scalars(select(User)).all()
+                with pytest.raises(TenantBusyError, match="max_pools"):
+                    touch(manager, "t2")
+        touch(manager, "t2")
+
+
+def test_the_ceiling_holds_under_load(make_config: MakeConfig, plain: Engine, six: list[str]) -> None:
+    config = make_config(pool_per_tenant=True, max_pools=3, pool_size=2, pool_timeout_s=30)
+    stop = threading.Event()
+    highest = 0
+
+    def watch() -> None:
+        nonlocal highest
+        while not stop.is_set():
+            highest = max(highest, open_connections(plain))
+
+    with TenantManager(config) as manager:
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda i: touch(manager, six[i % 6]), range(240)))
+        stop.set()
+        watcher.join()
+        # The most that the pools hold is 6; backends whose clients have gone take a moment to end.
+        assert highest <= 6 + 2
+    assert settles_at(plain, 0)
+
+
+def test_an_unknown_tenant_takes_no_place(make_config: MakeConfig, six: list[str]) -> None:
+    evicted: list[str] = []
+    config = make_config(
+        pool_per_tenant=True, max_pools=3, pool_size=1, hooks=Hooks(on_pool_evicted=evicted.append)
+    )
+    with TenantManager(config) as manager:
+        touch(manager, "t0")
+        touch(manager, "t1")
+        for i in range(10):
+            with pytest.raises(TenantNotFoundError):
+                touch(manager, f"ghost{i}")
+        assert evicted == []
+
+
+def test_a_full_pool_times_out_instead_of_growing(make_config: MakeConfig, plain: Engine) -> None:
+    with TenantManager(make_config(pool_size=1, pool_timeout_s=0.2)) as manager:
+        with manager.get_db("a").connect() as connection:
+            connection.execute(text("SELECT 1"))
+            with pytest.raises(PoolTimeoutError):
+                touch(manager, "b")
+            assert open_connections(plain) == 1
+
+
+def test_idle_connections_are_closed(make_harness_: MakeHarness, plain: Engine) -> None:
+    evicted: list[str] = []
+    harness = make_harness_(
+        idle_timeout_s=0.2, pool_ttl_s=1.5, hooks=Hooks(on_pool_evicted=evicted.append)
+    )
+    harness.session("a", lambda s: s.scalars(select(User)).all())
+    assert open_connections(plain) == 1
+    assert settles_at(plain, 0)
+    assert evicted == []
+    deadline = time.monotonic() + 10
+    while not evicted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert evicted == ["default"]
+    assert harness.session("a", lambda s: s.scalars(select(User)).all()) == []
+
+
+def test_connections_out_at_close_are_closed_on_return(make_config: MakeConfig, plain: Engine) -> None:
+    manager = TenantManager(make_config())
+    with manager.get_db("a").connect() as connection:
+        connection.execute(text("SELECT 1"))
+        manager.close()
+        assert connection.scalar(text("SELECT 1")) == 1
+    assert settles_at(plain, 0)
+    with pytest.raises(RuntimeError, match="closed"):
+        touch(manager, "a")
+    manager.close()
+
+
+def test_a_handle_that_outlives_its_manager_opens_nothing(make_config: MakeConfig) -> None:
+    with TenantManager(make_config()) as manager:
+        db = manager.get_db("a")
+        db.scalars(select(User)).all()
+    with pytest.raises(RuntimeError, match="closed"):
+        db.scalars(select(User))
+
+
+def test_the_error_hook_is_told_of_the_tenant(make_harness_: MakeHarness) -> None:
+    seen: list[tuple[str | None, str]] = []
+    hooks = Hooks(on_error=lambda tenant, error: seen.append((tenant, type(error).__name__)))
+    harness = make_harness_(hooks=hooks)
+    with pytest.raises(DBAPIError):
+        harness.session("a", lambda s: s.execute(text("SELECT nonexistent")))
+    assert len(seen) == 1
+    assert seen[0][0] == "a"
+
+
+def test_a_failing_hook_breaks_nothing(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(name: str) -> None:
+        raise RuntimeError(f"no {name}")
+
+    with TenantManager(make_config(hooks=Hooks(on_pool_created=broken))) as manager:
+        touch(manager, "a")
+    assert "no default" in caplog.text
+
+
+def test_warm_up_and_health(make_harness_: MakeHarness, plain: Engine) -> None:
+    harness = make_harness_(pool_size=2)
+    harness.call("warm_up", ["a", "b"])
+    assert open_connections(plain) == 1
+    with pytest.raises(TenantNotFoundError):
+        harness.call("warm_up", ["a", "ghost"])
+    health = harness.call("health_check")
+    assert health
+    assert health.latency_ms > 0
+
+
+def test_health_of_a_server_that_is_not_there(make_config: MakeConfig) -> None:
+    with TenantManager(make_config(url="postgresql://127.0.0.1:1/nothing")) as manager:
+        health = manager.health_check()
+    assert not health
+    assert "OperationalError" in str(health.error)
+
+
+def test_a_detached_connection_does_not_wedge_the_pool(make_config: MakeConfig) -> None:
+    with TenantManager(make_config(pool_size=1, max_pools=1, pool_timeout_s=1)) as manager:
+        with manager.get_db("a").connect() as connection:
+            connection.execute(text("SELECT 1"))
+            connection.detach()
+        touch(manager, "b")
+        assert manager.metrics()["multitenant_pool_connections_active"] == 0
+
+
+def test_a_manager_that_nobody_keeps_is_collected(make_config: MakeConfig, plain: Engine) -> None:
+    manager = TenantManager(make_config())
+    touch(manager, "a")
+    manager.close()
+    del manager
+    gc.collect()
+    assert settles_at(plain, 0)
+
+
+def test_the_interpreter_ends_cleanly_without_close(url, plain: Engine) -> None:  # type: ignore[no-untyped-def]
+    code = f"""
+import sys
+from sqlalchemy import select
+from sqlalchemy_multitenant import *
+from tests.models import *
+config = TenantConfig(connection=Connection(url={url.render_as_string(hide_password=False)!r}),
+                      schemas=Schemas(tenant=TenantBase, shared=SharedBase))
+manager = TenantManager(config)
+print(manager.get_db("a").scalars(select(User)).all())
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[]\n", "")
+    assert settles_at(plain, 0)
