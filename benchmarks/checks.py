@@ -43,9 +43,10 @@ def _messages(world: World, scopes: Sequence[Scope]) -> dict[str, list[bytes]]:
         "BEGIN": ["BEGIN"] * len(paths),
         "+ SET LOCAL search_path": plain,
         "+ schema guard (regnamespace)": guarded,
-        "+ RESET ROLE and catalog guard: ours": [scope.script() for scope in scopes],
-        "reading the tenant's row instead": [f"{a} {b}" for a, b in zip(guarded, where, strict=True)],
+        "+ catalog guard (regclass)": [f"BEGIN; {scope.body.removeprefix('RESET ROLE; ')}" for scope in scopes],
+        "+ RESET ROLE: ours": [scope.script() for scope in scopes],
         "ours + session reset (first BEGIN after checkout)": [s.script(reset_session=True) for s in scopes],
+        "not ours: schema guard, and the tenant's row": [f"{a} {b}" for a, b in zip(guarded, where, strict=True)],
     }
     return {name: [message.encode() for message in messages] for name, messages in variants.items()}
 

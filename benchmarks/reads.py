@@ -119,6 +119,10 @@ def _sync_variants(world: World) -> Iterator[list[Variant[Sequence[Read]]]]:
         engine.dispose()
 
 
+def _run_async(runner: asyncio.Runner, way: Way[AsyncSession], reads: Sequence[Read]) -> None:
+    runner.run(_read_async(way, reads))
+
+
 def _manage(world: World, driver: str, **connection: Any) -> AsyncTenantManager:
     return AsyncTenantManager(world.config(driver, **connection))
 
@@ -141,12 +145,11 @@ def _async_variants(world: World, driver: str) -> Iterator[list[Variant[Sequence
     for name, manager in managers.items():
         ways.append(_ours_async(name, manager, world))
     with asyncio.Runner() as runner:
-        yield [
-            Variant(way.name, lambda reads, way=way: runner.run(_read_async(way, reads)))  # type: ignore[misc]
-            for way in ways
-        ]
-        for closing in [*managers.values(), *engines]:
-            runner.run(closing.close() if isinstance(closing, AsyncTenantManager) else closing.dispose())
+        yield [Variant(way.name, partial(_run_async, runner, way)) for way in ways]
+        for manager in managers.values():
+            runner.run(manager.close())
+        for engine in engines:
+            runner.run(engine.dispose())
 
 
 def _ours_async(name: str, manager: AsyncTenantManager, world: World) -> Way[AsyncSession]:

@@ -37,7 +37,11 @@ class ManagerBase(Generic[AnyDb]):
             raise ConfigurationError("config", config, "a TenantConfig")
         self.config = config
         self._layout = Layout.of(config)
-        self._claims = SchemaClaims(config.naming)
+        # A callable of the application's may let two ids meet. Those that it lists come first; they
+        # are read once, over a connection of the toolkit's own.
+        self._claims = SchemaClaims(
+            config.naming, lambda: self._claims.learn([r.id for r in self._provisioner.list()])
+        )
         self._handles: OrderedDict[TenantId, AnyDb] = OrderedDict()
         self._lock = Lock()
         self._shared: AnyDb | None = None

@@ -16,8 +16,9 @@ class SchemaClaims:
     ids that `discover` lists come first, and the first of the others that asks.
     """
 
-    def __init__(self, naming: SchemaNaming) -> None:
-        self._naming = naming
+    def __init__(self, naming: SchemaNaming, seed: Callable[[], object] | None = None) -> None:
+        """`seed` is called once before the first claim; it makes the ids known that come first."""
+        self._naming, self._seed = naming, seed
         self._owners: dict[SchemaName, TenantId] = {}
         self._lock = Lock()
 
@@ -40,6 +41,13 @@ class SchemaClaims:
         """
         if self._naming.is_injective:
             return
+        if self._seed is not None:
+            seed, self._seed = self._seed, None
+            try:
+                seed()
+            except BaseException:
+                self._seed = seed
+                raise
         with self._lock:
             owner = self._owners.setdefault(schema, tenant)
         if owner != tenant:

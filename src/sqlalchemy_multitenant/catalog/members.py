@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, text
 
 from ..config import TenantConfig
+from ..errors import TenantNotFoundError
 from ..naming import SchemaName, TenantId, parse_tenant_id, quote_ident
 from .claims import SchemaClaims, call_discover
 from .records import TenantStatus
@@ -28,6 +29,7 @@ class Membership:
     def __init__(self, config: TenantConfig) -> None:
         self._config = config
         self.store = CatalogStore(config.schemas.shared_schema)
+        # Whoever lists the members learns their claims; nobody else has made any before that.
         self.claims = SchemaClaims(config.naming)
 
     @property
@@ -68,4 +70,15 @@ class Membership:
             connection.rollback()
         if record is None or record.schema is None or record.status is TenantStatus.DROPPED:
             return None
+        return Member(record.id, record.schema, record.status)
+
+    def lock(self, connection: Connection, tenant: TenantId) -> Member:
+        """The tenant, its record locked until the connection's transaction ends.
+
+        Raises:
+            TenantNotFoundError: there is none, or it was dropped.
+        """
+        record = self.store.find(connection, tenant, lock=True)
+        if record is None or record.schema is None or record.status is TenantStatus.DROPPED:
+            raise TenantNotFoundError(tenant)
         return Member(record.id, record.schema, record.status)

@@ -55,10 +55,11 @@ class CatalogStore:
             run_sql(connection, statement)
         return True
 
-    def find(self, connection: Connection, tenant: TenantId) -> TenantRecord | None:
-        """The tenant's record, dropped ones too, or None."""
+    def find(self, connection: Connection, tenant: TenantId, *, lock: bool = False) -> TenantRecord | None:
+        """The tenant's record, dropped ones too, or None; locked for the transaction on request."""
         row = connection.execute(
-            text(f"SELECT {_COLUMNS} FROM {self._table} WHERE id = :id"), {"id": tenant}
+            text(f"SELECT {_COLUMNS} FROM {self._table} WHERE id = :id {'FOR UPDATE' if lock else ''}"),
+            {"id": tenant},
         ).one_or_none()
         return None if row is None else _record(row)
 

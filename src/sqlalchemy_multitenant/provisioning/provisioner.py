@@ -24,7 +24,7 @@ from ..errors import (
     TenantExistsError,
     TenantNotFoundError,
 )
-from ..migrations.apply import apply_plan, settings_sql
+from ..migrations.apply import apply_plan, lock_key, settings_sql
 from ..migrations.history import History
 from ..isolation.run import run_sql
 from ..naming import SchemaName, SchemaNaming, TenantId, parse_tenant_id, quote_ident
@@ -65,7 +65,10 @@ class Provisioner:
         """See `TenantManager.create_tenant`."""
         parsed = parse_tenant_id(tenant)
         name = self._schema(parsed, schema)
-        self._install()
+        if self.members.uses_catalog:
+            self._install()
+        else:
+            self.list()  # the ids that the application lists have the first claim to their schemas
         try:
             with self.engine.begin() as connection:
                 self._create(connection, parsed, name, metadata or {})
@@ -85,7 +88,7 @@ class Provisioner:
         return SchemaNaming(lambda _id: override, reserved).schema_for(tenant)
 
     def _install(self) -> None:
-        if self._installed or not self.members.uses_catalog:
+        if self._installed:
             return
         with self.engine.begin() as connection:
             self.members.store.install(connection)
@@ -143,10 +146,14 @@ class Provisioner:
         settings = self.config.migrations
         try:
             with self.engine.begin() as connection:
-                run_sql(connection, settings_sql((self.config.schemas.shared_schema,), settings.lock_timeout_s, None)
-                )
-                run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(member.schema)} CASCADE"
-                )
+                run_sql(connection, settings_sql((self.config.schemas.shared_schema,), settings.lock_timeout_s, None))
+                if self.members.uses_catalog:
+                    member = self.members.lock(connection, member.id)
+                if not connection.scalar(
+                    text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": lock_key(member.schema)}
+                ):
+                    raise TenantBusyError(member.id, "it is being migrated; nothing was dropped, try again")
+                run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(member.schema)} CASCADE")
                 if self.members.uses_catalog:
                     self.members.store.mark_dropped(connection, member.id)
         except DBAPIError as error:
