@@ -9,6 +9,7 @@ from random import Random
 from psycopg import pq
 
 from sqlalchemy_multitenant.catalog.source import CatalogSource, Layout
+from sqlalchemy_multitenant.catalog.table import TABLE
 from sqlalchemy_multitenant.isolation.scope import Scope
 from sqlalchemy_multitenant.naming import TenantId
 
@@ -17,6 +18,7 @@ from .report import Report, compare
 from .rounds import Variant, measure
 
 ROUNDS, MESSAGES_PER_ROUND = 200, 40
+_FIRST = "RESET ROLE; "
 _OK = (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
 
 
@@ -34,19 +36,19 @@ def _scopes(world: World, pgconn: pq.abc.PGconn) -> list[Scope]:
 
 def _messages(world: World, scopes: Sequence[Scope]) -> dict[str, list[bytes]]:
     """For each variant, the message of each tenant."""
-    paths = [f"SET LOCAL search_path TO {schema}, public, pg_temp" for schema in world.schemas]
+    plain = [f"BEGIN; SET LOCAL search_path TO {schema}, public, pg_temp" for schema in world.schemas]
     guards = [f"SELECT '{schema}'::pg_catalog.regnamespace" for schema in world.schemas]
-    where = [f"FROM public.multitenant_tenants WHERE id = '{tenant}' AND status = 'active'" for tenant in world.tenants]
-    plain = [f"BEGIN; {path}" for path in paths]
-    guarded = [f"{start}; {guard}" for start, guard in zip(plain, guards, strict=True)]
+    rows = [f"FROM {TABLE} WHERE id = '{tenant}' AND status = 'active'" for tenant in world.tenants]
     variants = {
-        "BEGIN": ["BEGIN"] * len(paths),
+        "BEGIN": ["BEGIN"] * len(plain),
         "+ SET LOCAL search_path": plain,
-        "+ schema guard (regnamespace)": guarded,
-        "+ catalog guard (regclass)": [f"BEGIN; {scope.body.removeprefix('RESET ROLE; ')}" for scope in scopes],
+        "+ schema guard (regnamespace)": [f"{a}; {b}" for a, b in zip(plain, guards, strict=True)],
+        "+ catalog guard (regclass)": [f"BEGIN; {scope.body.removeprefix(_FIRST)}" for scope in scopes],
         "+ RESET ROLE: ours": [scope.script() for scope in scopes],
-        "ours + session reset (first BEGIN after checkout)": [s.script(reset_session=True) for s in scopes],
-        "not ours: schema guard, and the tenant's row": [f"{a} {b}" for a, b in zip(guarded, where, strict=True)],
+        "ours + session reset (first after checkout)": [s.script(reset_session=True) for s in scopes],
+        "not ours: reading the tenant's row": [
+            f"{a}; {b} {c}" for a, b, c in zip(plain, guards, rows, strict=True)
+        ],
     }
     return {name: [message.encode() for message in messages] for name, messages in variants.items()}
 

@@ -100,9 +100,7 @@ def populate(url: URL, folder: Path, progress: Callable[[str], object]) -> World
         schemas = [str(manager.create_tenant(name).schema) for name in names]
     with connect(url) as connection:
         for name, schema in zip(names, schemas, strict=True):
-            connection.execute(
-                f"INSERT INTO {schema}.users (id, name, email, age) "
-                f"SELECT n, '{name}-' || n, n || '@example.com', n FROM generate_series(1, {ROWS}) AS n".encode()
-            )
+            rows = f"SELECT n, '{name}-' || n, n || '@example.com', n FROM generate_series(1, {ROWS}) AS n"
+            connection.execute(f"INSERT INTO {schema}.users (id, name, email, age) {rows}".encode())
         connection.execute("VACUUM ANALYZE")
     return World(url, folder, names, schemas)

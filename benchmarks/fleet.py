@@ -105,21 +105,25 @@ class Revisions:
         """Write the revision that the fleet is to be migrated to."""
         (self._folder / "second.py").write_text(SECOND_REVISION.format(first=self.first))
 
-    def messages(self, start: tuple[str, ...], schemas: Sequence[str]) -> list[str]:
-        """What the upgrade from `start` comes to: for each schema one message, which is one transaction.
+    def message(self, start: tuple[str, ...]) -> Callable[[str], str]:
+        """What turns a schema's name into the upgrade from `start`: one message, which is one transaction.
         From nothing, it creates the schema, too."""
         with Migrator(self._config) as migrator:
             plan = migrator.tenant_history.plan_upgrade(start)
         assert plan.statements, plan.online
         body = "; ".join(statement.sql for statement in plan.statements)
-        create = "" if start else "CREATE SCHEMA {0}; "
-        opening = f"BEGIN; {create}SET LOCAL search_path TO {{0}}, public; "
-        return [f"{opening.format(schema)}{body}; COMMIT" for schema in schemas]
+
+        def render(schema: str) -> str:
+            create = "" if start else f"CREATE SCHEMA {schema}; "
+            return f"BEGIN; {create}SET LOCAL search_path TO {schema}, public; {body}; COMMIT"
+
+        return render
 
 
 def _measure_creation(url: URL, config: TenantConfig, revisions: Revisions, rounds: int) -> Samples:
-    """Connections are open, as they are in a server process."""
+    """Connections are open already, as they are in a server process."""
     numbers = count()
+    message = revisions.message(())
 
     def make_names(_: Random) -> list[str]:
         return [f"t{next(numbers)}" for _ in range(BATCH)]
@@ -134,6 +138,84 @@ def _measure_creation(url: URL, config: TenantConfig, revisions: Revisions, roun
             assert len(list(threads.map(manager.create_tenant, names))) == len(names)
 
         def create_raw(names: Sequence[str]) -> None:
-            send(revisions.messages((), [f"raw_{name}" for name in names]))
+            send([message(f"raw_{name}") for name in names])
 
         return measure([Variant("ours", create), Variant("raw", create_raw)], rounds, make_names, BATCH)
+
+
+def _create_fleet(config: TenantConfig, tenants: int) -> list[str]:
+    with TenantManager(config) as manager, ThreadPoolExecutor(CONCURRENCY) as threads:
+        records = threads.map(manager.create_tenant, [f"fleet_{number}" for number in range(tenants)])
+        return [str(record.schema) for record in records]
+
+
+def _measure_migration(
+    url: URL, config: TenantConfig, revisions: Revisions, schemas: Sequence[str], rounds: int
+) -> Samples:
+    """From a cold start: reading the revisions and opening the connections count."""
+    message = revisions.message((revisions.first,))
+    names = [schema.removeprefix("tenant_") for schema in schemas]
+
+    def migrate(_: object) -> None:
+        with Migrator(config) as migrator:
+            assert migrator.migrate_tenants(names, concurrency=CONCURRENCY).succeeded == len(names)
+
+    def migrate_raw(_: object) -> None:
+        with raw_connections(url) as send:
+            send([message(schema) for schema in schemas])
+
+    def undo() -> None:
+        with connect(url) as connection:
+            for schema in schemas:
+                connection.execute(UNDO.format(schema=schema, first=revisions.first).encode())
+
+    variants = [Variant("ours", migrate, undo), Variant("raw", migrate_raw, undo)]
+    return measure(variants, rounds, lambda _: None, len(schemas))
+
+
+def _measure_status(url: URL, config: TenantConfig, schemas: Sequence[str], rounds: int) -> Samples:
+    """From a cold start as well."""
+    names = [schema.removeprefix("tenant_") for schema in schemas]
+    selects = [f"SELECT '{schema}', version_num FROM {schema}.alembic_version" for schema in schemas]
+
+    def query(statements: Sequence[str]) -> None:
+        with connect(url) as connection:
+            rows = [row for sql in statements for row in connection.execute(sql.encode()).fetchall()]
+        assert len(rows) == len(schemas)
+
+    def status(_: object) -> None:
+        with Migrator(config) as migrator:
+            assert len(migrator.status(names)) == len(names)
+
+    variants: list[Variant[None]] = [
+        Variant("ours", status),
+        Variant("one_query", lambda _: query([" UNION ALL ".join(selects)])),
+        Variant("query_per_tenant", lambda _: query(selects)),
+    ]
+    return measure(variants, rounds, lambda _: None, len(schemas))
+
+
+def run(
+    url: URL, folder: Path, rounds: int | None, tenants: int, progress: Callable[[str], object]
+) -> Iterator[Report]:
+    """The reports, one after the other.
+
+    Args:
+        url: an empty database.
+        folder: a folder for revisions.
+    """
+    config = make_config(url, folder, Base, pool_size=CONCURRENCY)
+    rounds = rounds or ROUNDS
+    revisions = Revisions(config)
+    progress("creating tenants ...")
+    samples = _measure_creation(url, config, revisions, rounds)
+    yield compare(f"Creating tenants of three tables, {CONCURRENCY} at a time", "tenant", samples, ["raw"])
+    progress(f"migrating {tenants} tenants ...")
+    schemas = _create_fleet(config, tenants)
+    revisions.add_second()
+    samples = _measure_migration(url, config, revisions, schemas, rounds)
+    title = f"Adding two columns to each of {tenants} tenants, {CONCURRENCY} at a time"
+    yield compare(title, "tenant", samples, ["raw"])
+    progress(f"reading the status of {tenants} tenants ...")
+    samples = _measure_status(url, config, schemas, rounds * 3)
+    yield compare(f"Status of {tenants} tenants", "tenant", samples, ["one_query", "query_per_tenant"])

@@ -41,7 +41,13 @@ class Report:
 
 
 def compare(
-    title: str, unit: str, samples: Samples, against: Sequence[str], *, note: str = "", extra_over: str | None = None
+    title: str,
+    unit: str,
+    samples: Samples,
+    against: Sequence[str],
+    *,
+    note: str = "",
+    extra_over: str | None = None,
 ) -> Report:
     """A report with a line for each variant.
 
@@ -54,7 +60,7 @@ def compare(
             name,
             samples.median(name) * 1e6,
             tuple(None if name == other else samples.ratio(name, other) for other in against),
-            None if extra_over in (None, name) else _in_us(samples.extra(name, str(extra_over))),
+            None if extra_over in (None, name) else _in_us(samples.difference(name, str(extra_over))),
         )
         for name in samples.seconds
     ]
@@ -67,7 +73,9 @@ def _in_us(spread: Spread) -> Spread:
 
 def show(report: Report, console: Console) -> None:
     """Print a report as a table."""
-    table = Table(title=report.title, caption=report.note or None, title_justify="left", caption_justify="left")
+    table = Table(
+        title=report.title, caption=report.note or None, title_justify="left", caption_justify="left"
+    )
     table.add_column("variant")
     table.add_column(f"µs/{report.unit}", justify="right")
     has_extra = any(line.extra_us for line in report.lines)

@@ -59,6 +59,11 @@ class Samples:
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
 
+    def add(self, others: Samples) -> None:
+        """Take in the rounds of another run of the same variants."""
+        for name, seconds in others.seconds.items():
+            self.seconds.setdefault(name, []).extend(seconds)
+
     def median(self, name: str) -> float:
         """Seconds that one unit took."""
         return statistics.median(self.seconds[name])
@@ -67,16 +72,21 @@ class Samples:
         """Throughput of `name` / throughput of `other`: 1 for the same, more is better."""
         return Spread.of([b / a for a, b in zip(self.seconds[name], self.seconds[other], strict=True)])
 
-    def extra(self, name: str, other: str) -> Spread:
+    def difference(self, name: str, other: str) -> Spread:
         """Seconds that `name` took longer than `other`."""
         return Spread.of([a - b for a, b in zip(self.seconds[name], self.seconds[other], strict=True)])
 
 
 def measure(
-    variants: Sequence[Variant[Work]], rounds: int, make_work: Callable[[Random], Work], units: int
+    variants: Sequence[Variant[Work]],
+    rounds: int,
+    make_work: Callable[[Random], Work],
+    units: int,
+    *,
+    seed: int = 0,
 ) -> Samples:
     """Run all variants in each round, on the same work, of so many units. The first round is not counted."""
-    random = Random(20)
+    random = Random(seed)
     samples = Samples({variant.name: [] for variant in variants})
     for number in range(rounds + 1):
         work = make_work(random)

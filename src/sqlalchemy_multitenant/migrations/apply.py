@@ -96,15 +96,20 @@ def _one(cursor: psycopg.Cursor[Any]) -> Any:
 
 def _send(driver: psycopg.Connection[Any], statements: Sequence[Statement], tenant: str) -> None:
     cursors: list[psycopg.Cursor[Any]] = []
-    try:
-        with driver.pipeline():
+    problem: psycopg.Error | None = None
+    with driver.pipeline() as pipeline:
+        try:
             for statement in statements:
                 cursors.append(driver.execute(statement.sql.encode()))  # noqa: PERF401
-    except psycopg.Error as error:
-        if error.sqlstate is None or driver.closed:
-            raise
-        failed = next((i for i, c in enumerate(cursors) if not _succeeded(c)), len(cursors) - 1)
-        raise statement_failed(error, statements[max(failed, 0)], tenant) from error
+            pipeline.sync()
+        except psycopg.Error as error:
+            problem = error
+    if problem is None:
+        return
+    if problem.sqlstate is None or driver.closed:
+        raise problem
+    failed = next((i for i, c in enumerate(cursors) if not _succeeded(c)), len(cursors) - 1)
+    raise statement_failed(problem, statements[max(failed, 0)], tenant) from problem
 
 
 def _succeeded(cursor: psycopg.Cursor[Any]) -> bool:

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import io
 import threading
+import warnings
 from argparse import Namespace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from alembic.config import Config
+from alembic.ddl.postgresql import PostgresqlImpl
 from alembic.migration import MigrationContext
 from alembic.runtime.environment import EnvironmentContext
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, Dialect, text
+from sqlalchemy import Connection, text
 from sqlalchemy.schema import DDLElement
 
 from ..errors import MigrationError
@@ -29,25 +31,25 @@ ALEMBIC_LOCK = threading.RLock()
 """Held while Alembic's process-wide proxies are set."""
 
 
-class _Collector:
-    """Stands in for the `_exec` of Alembic's offline mode, and keeps statements as values.
+class _CollectingImpl(PostgresqlImpl):
+    """Alembic's offline mode, except that statements are kept as values instead of written to a text (in
+    which tabs become spaces, inside of data as well), and that nobody gets a stand-in for a connection."""
 
-    Alembic's own writes them into a text, in which tabs become spaces, inside of data as well.
-    """
+    collected: list[Statement]
+    revision: str | None
 
-    def __init__(self, dialect: Dialect) -> None:
-        self.statements: list[Statement] = []
-        self.revision: str | None = None
-        self._dialect = dialect
+    @property
+    def bind(self) -> Any:
+        raise _NeedsConnection("it calls op.get_bind()")
 
-    def __call__(self, construct: Any, *_: Any, multiparams: Any = None, params: Any = None, **__: Any) -> None:
+    def _exec(self, construct: Any, *_: Any, multiparams: Any = None, params: Any = None, **__: Any) -> None:
         if multiparams or params:
             raise _NeedsConnection("a statement is executed with parameters")
         if isinstance(construct, str):
             construct = text(construct)
         literal = {} if isinstance(construct, DDLElement) else {"compile_kwargs": {"literal_binds": True}}
-        compiled = str(construct.compile(dialect=self._dialect, **literal))
-        self.statements += [Statement(sql, self.revision) for sql in split_statements(compiled)]
+        compiled = str(construct.compile(dialect=self.dialect, **literal))
+        self.collected += [Statement(sql, self.revision) for sql in split_statements(compiled)]
 
 
 class History:
@@ -86,7 +88,12 @@ class History:
                 raise MigrationError(
                     f"there is no folder {self.directory / 'versions'}; `multitenant init` makes one"
                 )
-            self._script = ScriptDirectory.from_config(self.config)
+            with ALEMBIC_LOCK, self._translated(), warnings.catch_warnings():
+                # A revision that follows a missing one, or whose id is there twice, is but a warning.
+                warnings.simplefilter("error", UserWarning)
+                script = ScriptDirectory.from_config(self.config)
+                script.get_heads()
+            self._script = script
         return self._script
 
     def reload(self) -> None:
@@ -172,7 +179,7 @@ class History:
         def fn(heads: Any, context: MigrationContext) -> Any:
             del heads, context
             for step in script._upgrade_revs(target, start):  # type: ignore[arg-type]
-                collector.revision = step.revision.revision
+                impl.revision = step.revision.revision
                 yield step
 
         offline: dict[str, Any] = {"fn": fn, "as_sql": True, "starting_rev": start or None}
@@ -185,16 +192,17 @@ class History:
                 version_table=self.version_table,
                 literal_binds=True,
             )
-            context = environment.get_context()
-            collector = _Collector(context.dialect)
-            context.impl._exec = collector  # type: ignore[method-assign,assignment]
+            # The class is exchanged on the object: Alembic picks it by dialect, for the whole process.
+            environment.get_context().impl.__class__ = _CollectingImpl
+            impl = cast("_CollectingImpl", environment.get_context().impl)
+            impl.collected, impl.revision = [], None
             try:
                 environment.run_migrations()
             except Exception as error:
                 # Without a connection, what needs one fails in whichever way it does. It is then run
                 # online, where a real fault shows again.
                 raise _NeedsConnection(f"{type(error).__name__}: {error}") from error
-        return collector.statements
+        return impl.collected
 
     def _heads_after(self, start: Heads, target: str) -> Heads:
         heads = set(start)
@@ -249,6 +257,8 @@ class _Translated:
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, CommandError):
             raise MigrationError(f"{error} (in {self.history.directory})") from error
+        if isinstance(error, UserWarning | KeyError):
+            raise MigrationError(f"the revisions in {self.history.directory} do not connect: {error}") from error
         if isinstance(error, SyntaxError | ImportError | NameError):
             raise MigrationError(
                 f"a revision in {self.history.directory} cannot be loaded: {type(error).__name__}: {error}"

@@ -89,7 +89,7 @@ class Migrator:
         self.shared_history = History(base / settings.shared_dir, settings.version_table, SHARED)
         self.members = Membership(config)
         self._engines: dict[int, Engine] = {}
-        self._progress_lock = threading.Lock()
+        self._callback_lock = threading.Lock()
 
     @cached_property
     def url(self) -> URL:
@@ -231,20 +231,27 @@ class Migrator:
                 path = (member.schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
                 jobs.append(_Job(member.id, member.schema, path, start))
         aborted = False
-        for result in results.values():
-            aborted = self._report_error(result, on_error) or aborted
+
+        def work(job: _Job) -> TenantResult:
+            result = self._run(job, self.tenant_history, engine, on_progress)
+            nonlocal aborted
+            with self._callback_lock:
+                if on_progress is not None:
+                    on_progress(result.tenant, result.state)
+                # Decided before this worker takes its next tenant.
+                if self._wants_abort(result, on_error):
+                    aborted = True
+                    queue.stop()
+            return result
+
         engine = self.engine(min(concurrency, max(len(jobs), 1)))
-        queue = WorkQueue(
-            [] if aborted else jobs,
-            lambda job: self._run(job, self.tenant_history, engine, on_progress),
-            concurrency,
-        )
-        for result in queue:
-            results[result.tenant] = result
-            self._tell(on_progress, result.tenant, result.state)
-            if self._report_error(result, on_error):
+        queue = WorkQueue(jobs, work, concurrency)
+        for result in results.values():
+            if self._wants_abort(result, on_error):
                 aborted = True
                 queue.stop()
+        for result in queue:
+            results[result.tenant] = result
         for job in jobs:
             results.setdefault(
                 job.name, TenantResult(tenant=job.name, state=MigrationState.SKIPPED, start=job.start, end=job.start)
@@ -253,7 +260,7 @@ class Migrator:
 
     def _tell(self, on_progress: OnProgress | None, tenant: str, state: MigrationState) -> None:
         if on_progress is not None:
-            with self._progress_lock:
+            with self._callback_lock:
                 on_progress(tenant, state)
 
     def _read_heads(self, members: Sequence[Member]) -> Mapping[SchemaName, Heads | None]:
@@ -264,7 +271,7 @@ class Migrator:
             return read_heads(connection, schemas, self.config.migrations.version_table)
 
     @staticmethod
-    def _report_error(result: TenantResult, on_error: OnError | None) -> bool:
+    def _wants_abort(result: TenantResult, on_error: OnError | None) -> bool:
         """Tell the application of a failure; whether it wants to abort."""
         if result.error is None or on_error is None:
             return False

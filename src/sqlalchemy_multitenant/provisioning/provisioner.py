@@ -16,6 +16,7 @@ from ..engines.engine import make_admin_engine
 from ..errors import (
     ConfigurationError,
     InvalidTenantIdError,
+    MigrationError,
 
     MultitenantError,
     ProvisioningError,
@@ -72,8 +73,8 @@ class Provisioner:
         try:
             with self.engine.begin() as connection:
                 self._create(connection, parsed, name, metadata or {})
-        except MultitenantError:
-            raise
+        except MigrationError as error:
+            raise ProvisioningError(parsed, f"nothing was created: {error}") from error
         except DBAPIError as error:
             raise self._explain(error, parsed, name) from error
         return self.get(parsed)
@@ -117,10 +118,29 @@ class Provisioner:
                 statement_timeout_s=settings.statement_timeout_s,
             )
             return
-        run_sql(connection, settings_sql(path, settings.lock_timeout_s, settings.statement_timeout_s)
-        )
+        self._refuse_lost_history(connection, tenant)
+        run_sql(connection, settings_sql(path, settings.lock_timeout_s, settings.statement_timeout_s))
         for statement in plan_tables(self.config.schemas.tenant):
             run_sql(connection, statement)
+
+    def _refuse_lost_history(self, connection: Connection, tenant: TenantId) -> None:
+        """A project without revisions gets its tables from the models. But where other tenants have a
+        version table, the revisions exist, and merely are not where this process looks for them."""
+        table = self._history.version_table
+        shared = self.config.schemas.shared_schema
+        versioned = connection.scalar(
+            text(
+                "SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
+                "ON n.oid = c.relnamespace WHERE c.relname = :table AND n.nspname <> :shared LIMIT 1"
+            ),
+            {"table": table, "shared": shared},
+        )
+        if versioned is not None:
+            raise ProvisioningError(
+                tenant,
+                f"nothing was created: {self._history.directory.resolve()} holds no revisions, yet schema "
+                f"{versioned!r} has been migrated; give migrations.tenant_dir as an absolute path",
+            )
 
     def _explain(self, error: DBAPIError, tenant: TenantId, schema: SchemaName) -> MultitenantError:
         sqlstate = getattr(error.orig, "sqlstate", None)
