@@ -83,7 +83,7 @@ def test_exactly_the_grammar_is_accepted(value: str) -> None:
         "²",
         "Ⅳ",
         "ſ",
-        "K",  # KELVIN SIGN, which lower() makes a k  # noqa: RUF001
+        "\u212a",  # the Kelvin sign, which lower() makes a k
         "a\u200bb",
         "a\u202eb",
         "\ud800",
@@ -185,11 +185,11 @@ def test_bytes_are_counted_not_characters() -> None:
 )
 def test_a_template_that_cannot_work_is_refused(template: str) -> None:
     with pytest.raises(ConfigurationError, match=r"isolation\.schema_name") as caught:
-        Isolation_naming(template)
+        make_configured(template)
     assert caught.value.value == repr(template)
 
 
-def Isolation_naming(template: object) -> SchemaNaming:  # noqa: N802
+def make_configured(template: object) -> SchemaNaming:
     isolation = Isolation(schema_name=template)  # type: ignore[arg-type]
     return TenantConfig(schemas=Schemas(tenant=TenantBase), isolation=isolation).naming
 

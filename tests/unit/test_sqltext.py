@@ -35,13 +35,13 @@ OPAQUE = [
     "COMMIT_LOG",
 ]
 
-statements = st.lists(st.sampled_from(OPAQUE), max_size=5).map(lambda parts: " ".join(["SELECT", *parts]).strip())
+# The last part is code: blanks and comments at an end may go.
+statements = st.lists(st.sampled_from(OPAQUE), max_size=5).map(lambda parts: " ".join(["SELECT", *parts, "1"]))
 
 
 @given(st.lists(statements, max_size=5), st.sampled_from([";", " ; ", ";\n", ";;", "; /* ; */ ;", ";--;\n;"]))
 def test_what_is_joined_is_split_again(parts: list[str], joint: str) -> None:
-    whole = [part if not part.endswith("*/") else part + " 1" for part in parts]
-    assert split_statements(joint.join(whole)) == [part.strip() for part in whole]
+    assert split_statements(joint.join(parts)) == parts
 
 
 @given(st.text(st.sampled_from("'\"$;-/*\\eEab \n_éBEGIN")))

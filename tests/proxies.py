@@ -1,0 +1,122 @@
+"""Processes and threads between the client and the server: a counting proxy, and PgBouncer."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import shutil
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import URL
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _address(url: URL) -> tuple[int, object]:
+    """Where the server of `url` listens."""
+    host = url.host or str(url.query.get("host", "127.0.0.1"))
+    port = url.port or int(str(url.query.get("port", 5432)))
+    if host.startswith("/"):
+        return socket.AF_UNIX, f"{host}/.s.PGSQL.{port}"
+    return socket.AF_INET, (host, port)
+
+
+class CountingProxy:
+    """Passes bytes on, and counts how often the client speaks after the server has: round trips."""
+
+    def __init__(self, upstream: URL) -> None:
+        self._family, self._target = _address(upstream)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = upstream.set(host="127.0.0.1", port=self._listener.getsockname()[1], query={})
+        self.trips = 0
+        self._closing = threading.Event()
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        self._listener.settimeout(0.1)
+        while not self._closing.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except TimeoutError:
+                continue
+            server = socket.socket(self._family)
+            server.connect(self._target)
+            thread = threading.Thread(target=self._pump, args=(client, server), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _pump(self, client: socket.socket, server: socket.socket) -> None:
+        other = {client: server, server: client}
+        server_spoke = True
+        with selectors.DefaultSelector() as selector, client, server:
+            for end in other:
+                selector.register(end, selectors.EVENT_READ)
+            while not self._closing.is_set():
+                for key, _ in selector.select(0.1):
+                    source: socket.socket = key.fileobj  # type: ignore[assignment]
+                    data = source.recv(65536)
+                    if not data:
+                        return
+                    if source is client:
+                        self.trips += server_spoke
+                        server_spoke = False
+                    else:
+                        server_spoke = True
+                    other[source].sendall(data)
+
+    def close(self) -> None:
+        self._closing.set()
+        for thread in self._threads:
+            thread.join()
+        self._listener.close()
+
+
+@contextmanager
+def pgbouncer(upstream: URL) -> Iterator[URL]:
+    """A PgBouncer in transaction mode, with one connection to the server for all its clients."""
+    binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
+    assert binary is not None
+    family, target = _address(upstream)
+    host, port = (Path(str(target)).parent, str(target).rpartition(".")[2]) if family == socket.AF_UNIX else target  # type: ignore[misc]
+    listen = free_port()
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        ini = Path(folder) / "pgbouncer.ini"
+        ini.write_text(
+            f"[databases]\n* = host={host} port={port} user={upstream.username or 'postgres'}\n"
+            f"[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {listen}\nunix_socket_dir =\n"
+            "auth_type = any\npool_mode = transaction\ndefault_pool_size = 1\nmax_client_conn = 100\n"
+            "ignore_startup_parameters = extra_float_digits\n"
+        )
+        # PgBouncer refuses to be root, and the server's socket is open to its owner alone.
+        owner = Path(str(host)).stat().st_uid if str(host).startswith("/") else 65534
+        as_user = {"user": owner} if os.geteuid() == 0 else {}
+        process = subprocess.Popen(
+            [binary, "-q", str(ini)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **as_user
+        )
+        try:
+            deadline = time.monotonic() + 10
+            while True:
+                try:
+                    socket.create_connection(("127.0.0.1", listen), timeout=1).close()
+                    break
+                except OSError:
+                    assert process.poll() is None, "pgbouncer did not start"
+                    assert time.monotonic() < deadline, "pgbouncer does not answer"
+                    time.sleep(0.02)
+            yield upstream.set(host="127.0.0.1", port=listen, query={})
+        finally:
+            process.terminate()
+            process.wait(10)
