@@ -106,9 +106,10 @@ class Isolation:
     Attributes:
         strategy: `"schema"`: a schema per tenant, over one shared pool.
         schema_name: a template with `{id}`, or a callable from a tenant's id to the name.
-        pool_per_tenant: give each tenant a pool of its own (max_pools x pool_size connections).
-        max_pools: the most pools that hold connections at one time; the one used least recently
-            gives up its own when another needs the place. A pool in use never does.
+        pool_per_tenant: give each tenant a pool of its own. Connections are then at most
+            (max_pools + 1) x pool_size, as the shared data keeps its pool; else pool_size in all.
+        max_pools: the most tenants' pools that hold connections at one time; the one used least
+            recently gives up its own when another needs the place. A pool in use never does.
         pool_ttl_s: seconds after which a pool that nobody uses is evicted.
     """
 

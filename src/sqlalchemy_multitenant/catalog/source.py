@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..config import TenantConfig
-from ..errors import TenantBusyError, TenantNotFoundError, TenantSuspendedError
+from ..errors import TenantNotFoundError, TenantSuspendedError
 from ..isolation.scope import STALE_SQLSTATES, Scope, plan_scope
 from ..naming import SchemaName, TenantId, quote_ident, quote_literal
 from ..placement import Placement, Target
@@ -64,11 +64,8 @@ class SharedSource:
             )
         return self._scope
 
-    def lookup_failed(self, sqlstate: str | None) -> Exception | None:  # noqa: ARG002
+    def explain(self, sqlstate: str | None) -> Exception | None:  # noqa: ARG002
         return None
-
-    def give_up(self) -> Exception:
-        return TenantBusyError("shared", "its schema comes and goes")
 
 
 class _TenantSource:
@@ -84,12 +81,8 @@ class _TenantSource:
     def current(self) -> Scope | None:
         return self._scope
 
-    def lookup_failed(self, sqlstate: str | None) -> Exception | None:  # noqa: ARG002
+    def explain(self, sqlstate: str | None) -> Exception | None:  # noqa: ARG002
         return None
-
-    def give_up(self) -> Exception:
-        self._scope = None
-        return TenantBusyError(self.tenant, "the catalog keeps changing; try again")
 
 
 class CatalogSource(_TenantSource):
@@ -121,7 +114,7 @@ class CatalogSource(_TenantSource):
         self._scope = scope
         return scope
 
-    def lookup_failed(self, sqlstate: str | None) -> Exception | None:
+    def explain(self, sqlstate: str | None) -> Exception | None:
         if sqlstate not in STALE_SQLSTATES:
             return None
         return TenantNotFoundError(

@@ -17,7 +17,7 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.util import LRUCache, await_only
 
 from ..errors import NoTenantError
-from ..isolation.scope import MAX_REFRESHES, STALE_SQLSTATES, ScopeSource, before_lookup
+from ..isolation.scope import STALE_SQLSTATES, ScopeSource, begin_nowhere_sql, begin_sql
 from .psycopg import OUTSIDE, refuse_autocommit
 
 _FIRST_USER_OID = 16384
@@ -97,35 +97,26 @@ class AsyncpgScopedConnection(Connection):  # type: ignore[misc]
         if source is None:
             raise NoTenantError(OUTSIDE)
         scope = source.current()
-        if scope is None:
-            # Not in what the connection's last user left behind.
-            await super().execute(before_lookup(self._used))
-            self._used = False
-            scope = source.refresh(await self._look_up(source))
-        for _ in range(MAX_REFRESHES):
-            script = scope.script(begin, reset_session=self._used)
-            self._used = False
+        used, self._used = self._used, False
+        if scope is not None:
             try:
-                await super().execute(script)
+                await super().execute(begin_sql(begin, scope, used=used))
             except asyncpg.PostgresError as error:
-                if self.is_in_transaction():
-                    await super().execute("ROLLBACK")
+                await self.end_scoped("ROLLBACK")
                 if error.sqlstate not in STALE_SQLSTATES:
                     raise
-                scope = source.refresh(await self._look_up(source))
             else:
                 return
-        raise source.give_up()
-
-    async def _look_up(self, source: ScopeSource) -> tuple[str | None, ...] | None:
         try:
+            await super().execute(begin_nowhere_sql(begin, used=used))
             row = await super().fetchrow(source.lookup_sql)
-        except asyncpg.PostgresError as error:
-            meaning = source.lookup_failed(error.sqlstate)
+            await super().execute(source.refresh(None if row is None else tuple(row)).fresh)
+        except Exception as error:
+            await self.end_scoped("ROLLBACK")
+            meaning = source.explain(error.sqlstate) if isinstance(error, asyncpg.PostgresError) else None
             if meaning is None:
                 raise
             raise meaning from error
-        return None if row is None else tuple(row)
 
     async def end_scoped(self, command: str) -> None:
         """COMMIT or ROLLBACK, unless the transaction has ended already."""

@@ -24,6 +24,8 @@ from ..events import Hooks, call_hook
 from ..placement import DEFAULT_SERVER, Target
 
 
+SHARED = Target()
+
 OPENING_S = 60.0
 """How long, at most, a pool keeps its place for one who is opening a connection, in seconds."""
 
@@ -90,7 +92,7 @@ class PoolRegistry:
 
     Args:
         make_engine: builds the engine of a target; it connects to nothing.
-        max_pools: the most pools that hold connections at one time.
+        max_pools: the most pools that hold connections at one time, besides the shared one.
         wait_s: seconds that a new pool waits for its place before it raises `TenantBusyError`.
         idle_timeout_s, ttl_s: seconds without use after which connections are closed, and after
             which the pool counts as evicted.
@@ -160,21 +162,23 @@ class PoolRegistry:
                 entry.opened += 1
 
         @event.listens_for(engine, "checkout")
-        def checked_out(*_: Any) -> None:
+        def checked_out(_dbapi_connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
             with lock:
                 if entry not in self._live:
                     # It was evicted just now: SQLAlchemy closes this one and opens another, which takes
                     # a place, and keeps it until it is checked out.
                     raise exc.DisconnectionError("the pool has been evicted")
                 entry.in_use += 1
+                record.record_info["multitenant_counted"] = 1
                 entry.opening.pop(self._whoami(), None)
                 self._live.move_to_end(entry)
 
         @event.listens_for(engine, "checkin")
         @event.listens_for(engine, "detach")
-        def returned(*_: Any) -> None:
+        def returned(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             with lock:
-                entry.in_use = max(entry.in_use - 1, 0)
+                # A checkout that failed is checked in, too, and was never counted.
+                entry.in_use -= record.record_info.pop("multitenant_counted", 0)
                 entry.last_used = time.monotonic()
 
         @event.listens_for(engine, "close")
@@ -198,12 +202,14 @@ class PoolRegistry:
                 entry.opening[self._whoami()] = until
                 if entry in self._live:
                     return
+                # The shared pool has a place of its own: tenants' pools are opened with its help.
+                others = [] if entry.target == SHARED else [e for e in self._live if e.target != SHARED]
                 victim = None
-                if len(self._live) >= self._max_pools:
-                    victim = next((e for e in self._live if e.is_idle), None)
+                if len(others) >= self._max_pools:
+                    victim = next((e for e in others if e.is_idle), None)
                     if victim is not None:
                         self._forget(victim)
-                if victim is not None or len(self._live) < self._max_pools:
+                if victim is not None or len(others) < self._max_pools:
                     self._live[entry] = None
                     self._entries.setdefault(entry.target, entry)
                     break
@@ -222,7 +228,7 @@ class PoolRegistry:
 
     def _forget(self, entry: PoolEntry) -> None:
         self._live.pop(entry, None)
-        if self._entries.get(entry.target) is entry:
+        if entry.target != SHARED and self._entries.get(entry.target) is entry:
             del self._entries[entry.target]
 
     def sweep(self) -> Iterator[Callable[[], None]]:

@@ -21,9 +21,10 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectA
 from sqlalchemy.util import await_only
 
 from ..errors import ConfigurationError, NoTenantError
-from ..isolation.scope import MAX_REFRESHES, STALE_SQLSTATES, ScopeSource, before_lookup
+from ..isolation.scope import STALE_SQLSTATES, Scope, ScopeSource, begin_nowhere_sql, begin_sql
 
 _IDLE = pq.TransactionStatus.IDLE
+_OPEN = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 _ERRORS = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
 _Gen = Generator[Any, Any, Any]
@@ -75,7 +76,9 @@ class _Scoped:
             modes.append("DEFERRABLE" if self.deferrable_mode else "NOT DEFERRABLE")
         return " ".join(["BEGIN", *modes])
 
-    def _send_begin(self, source: ScopeSource, script: str) -> None:
+    def _send_begin(self, source: ScopeSource, scope: Scope) -> None:
+        """Send BEGIN, and leave the answer to whatever is sent next."""
+        script = begin_sql(self._begin_command(), scope, used=self._used)
         self._used = False
         self._pending = source
         self.pgconn.send_query(script.encode())
@@ -99,41 +102,35 @@ class _Scoped:
         return (yield from gen)
 
     def _finish_begin(self) -> _Gen:
-        """Read the answer to BEGIN; where the guard in it failed, look the tenant up and try again."""
+        """Read the answer to BEGIN. Where the guard in it failed, begin anew with a look at the catalog."""
         source = self._pending
         assert source is not None
-        for _ in range(MAX_REFRESHES):
-            results: Sequence[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
-            self._pending = None
-            failed = next((r for r in results if r.status in _ERRORS), None)
-            if failed is None and results:
-                return
-            if failed is None:
-                self.pgconn.finish()
-                raise psycopg.OperationalError("the server's answer to BEGIN was lost")
-            sqlstate = failed.error_field(pq.DiagnosticField.SQLSTATE)
-            if sqlstate is None or sqlstate.decode() not in STALE_SQLSTATES:
-                raise psycopg.errors.error_from_result(failed)
-            row = yield from self._look_up(source, "ROLLBACK; ")
-            script = source.refresh(row).script(self._begin_command())
-            self._pending = source
-            self.pgconn.send_query(script.encode())
-        # The last script is on its way: nobody may use it, so the connection is of no more use.
+        results: Sequence[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
         self._pending = None
-        self.pgconn.finish()
-        raise source.give_up()
+        if not results:
+            self.pgconn.finish()
+            raise psycopg.OperationalError("the server's answer to BEGIN was lost")
+        failed = next((r for r in results if r.status in _ERRORS), None)
+        if failed is None:
+            return
+        sqlstate = failed.error_field(pq.DiagnosticField.SQLSTATE)
+        if sqlstate is None or sqlstate.decode() not in STALE_SQLSTATES:
+            raise psycopg.errors.error_from_result(failed)
+        yield from self._query_row("ROLLBACK")
+        yield from self._begin_and_look_up(source)
 
-    def _first_look_up(self, source: ScopeSource) -> Generator[Any, Any, tuple[str | None, ...] | None]:
-        """Look the tenant up outside of a transaction, not in what the last user left behind."""
-        row = yield from self._look_up(source, before_lookup(self._used))
+    def _begin_and_look_up(self, source: ScopeSource) -> _Gen:
+        """Open a transaction, look the tenant up in it, and scope it."""
+        begin = begin_nowhere_sql(self._begin_command(), used=self._used)
         self._used = False
-        return row
-
-    def _look_up(self, source: ScopeSource, before: str) -> Generator[Any, Any, tuple[str | None, ...] | None]:
         try:
-            return (yield from self._query_row(before + source.lookup_sql))
-        except psycopg.Error as error:
-            meaning = source.lookup_failed(error.sqlstate)
+            row = yield from self._query_row(begin + source.lookup_sql)
+            scope = source.refresh(row)
+            yield from self._query_row(scope.fresh)
+        except Exception as error:
+            if self.pgconn.transaction_status in _OPEN:
+                yield from self._query_row("ROLLBACK")
+            meaning = source.explain(error.sqlstate) if isinstance(error, psycopg.Error) else None
             if meaning is None:
                 raise
             raise meaning from error
@@ -144,9 +141,9 @@ class _Scoped:
         for result in results:
             if result.status in _ERRORS:
                 raise psycopg.errors.error_from_result(result)
-        last = results[-1]
-        if not last.ntuples:
+        if not results or not results[-1].ntuples:
             return None
+        last = results[-1]
         values = (last.get_value(0, column) for column in range(last.nfields))
         return tuple(None if value is None else bytes(value).decode() for value in values)
 
@@ -202,8 +199,9 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
         source = self._take_scope()
         scope = source.current()
         if scope is None:
-            scope = source.refresh(super().wait(self._first_look_up(source)))
-        self._send_begin(source, scope.script(self._begin_command(), reset_session=self._used))
+            super().wait(self._begin_and_look_up(source))
+        else:
+            self._send_begin(source, scope)
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return super().wait(self._guarded(gen), *args, **kwargs)
@@ -233,8 +231,9 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
         source = self._take_scope()
         scope = source.current()
         if scope is None:
-            scope = source.refresh(await super().wait(self._first_look_up(source)))
-        self._send_begin(source, scope.script(self._begin_command(), reset_session=self._used))
+            await super().wait(self._begin_and_look_up(source))
+        else:
+            self._send_begin(source, scope)
 
     async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().wait(self._guarded(gen), *args, **kwargs)

@@ -20,8 +20,9 @@ STALE_SQLSTATES = frozenset({"3F000", "42P01"})
 """What a guard that no longer holds raises: no such schema, no such relation
 (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
 
-MAX_REFRESHES = 5
-"""How often one BEGIN looks the tenant up anew, while others keep changing the catalog."""
+# What a transaction sees while its tenant is being looked up in it: nothing. Should the client be
+# interrupted there, whatever comes next fails.
+NOWHERE = "RESET ROLE; SET LOCAL search_path TO pg_temp; "
 
 # A connection that comes out of the pool may carry what its last user left in the session. It is
 # put right in a transaction of its own, since a later ROLLBACK would bring the old values back.
@@ -33,29 +34,21 @@ SESSION_RESET = (
 )
 
 
-def before_lookup(used: bool) -> str:
-    """What goes before a look-up outside of a transaction, so that it does not run in a role that the
-    connection's last user left. Ends in a semicolon."""
-    return SESSION_RESET if used else "RESET ROLE; "
-
-
 @dataclass(frozen=True, slots=True)
 class Scope:
     """What BEGIN sends for one placement.
 
     Attributes:
         placement: where the transaction is to run.
-        body: the statements that follow BEGIN. The last one is a SELECT that fails where the
-            schema is gone or the catalog has changed: the server then refuses everything up to
-            the ROLLBACK, whatever the client does.
+        fresh: the statements that scope a transaction in which the tenant was just looked up.
+        guarded: the same for one in which it was not. The last statement of each is a SELECT that fails
+            where the schema is gone, here also where the catalog has changed since: the server then
+            refuses everything up to the ROLLBACK, whatever the client does.
     """
 
     placement: Placement
-    body: str
-
-    def script(self, begin: str = "BEGIN", *, reset_session: bool = False) -> str:
-        """The whole message. `begin` may carry transaction modes (`BEGIN READ ONLY`)."""
-        return f"{SESSION_RESET if reset_session else ''}{begin}; {self.body}"
+    fresh: str
+    guarded: str
 
 
 def plan_scope(placement: Placement, epoch: str | None = None) -> Scope:
@@ -69,11 +62,27 @@ def plan_scope(placement: Placement, epoch: str | None = None) -> Scope:
     # pg_temp last: a temporary table must never stand in front of a tenant's own
     # (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH).
     path = ", ".join([*map(quote_ident, placement.search_path), "pg_temp"])
-    guards = [f"{quote_literal(quote_ident(placement.schema))}::pg_catalog.regnamespace"]
-    if epoch is not None:
-        guards.append(f"{quote_literal(epoch)}::pg_catalog.regclass")
+    schema_guard = f"{quote_literal(quote_ident(placement.schema))}::pg_catalog.regnamespace"
+    epoch_guard = "" if epoch is None else f", {quote_literal(epoch)}::pg_catalog.regclass"
     # RESET ROLE: behind a transaction pooler a role may have been left by another client.
-    return Scope(placement, f"RESET ROLE; SET LOCAL search_path TO {path}; SELECT {', '.join(guards)}")
+    fresh = f"RESET ROLE; SET LOCAL search_path TO {path}; SELECT {schema_guard}"
+    return Scope(placement, fresh, fresh + epoch_guard)
+
+
+def begin_sql(begin: str, scope: Scope, *, used: bool) -> str:
+    """The message that opens a transaction in a known scope.
+
+    Args:
+        begin: BEGIN with its transaction modes.
+        scope: what is known of the tenant; the server checks that it still holds.
+        used: whether the connection has had a user before.
+    """
+    return f"{SESSION_RESET if used else ''}{begin}; {scope.guarded}"
+
+
+def begin_nowhere_sql(begin: str, *, used: bool) -> str:
+    """The message that opens a transaction in which the tenant is to be looked up. Ends in a semicolon."""
+    return f"{SESSION_RESET if used else ''}{begin}; {NOWHERE}"
 
 
 class ScopeSource(Protocol):
@@ -98,10 +107,6 @@ class ScopeSource(Protocol):
         """
         ...
 
-    def lookup_failed(self, sqlstate: str | None) -> Exception | None:
-        """The error that says what a failing `lookup_sql` means, or None to let the driver's pass."""
-        ...
-
-    def give_up(self) -> Exception:
-        """The error for a tenant whose scope never stays valid long enough to be entered."""
+    def explain(self, sqlstate: str | None) -> Exception | None:
+        """What an error of the server means that came up while entering the tenant; None to let it pass."""
         ...
