@@ -98,8 +98,11 @@ class AsyncHarness(Harness):
         self.loop.close()
 
 
-def make_harness(name: str, make_config: Callable[..., TenantConfig], url: Any, **options: Any) -> Harness:
+def make_harness(
+    name: str, make_config: Callable[..., TenantConfig], default_url: Any, /, **options: Any
+) -> Harness:
     """The harness of a driver."""
+    url = options.pop("url", default_url)
     if name == "psycopg":
         return SyncHarness(make_config(url=url, **options))
     driver = "asyncpg" if name == "asyncpg" else "psycopg"

@@ -23,20 +23,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _address(url: URL) -> tuple[int, object]:
-    """Where the server of `url` listens."""
+def _address(url: URL) -> tuple[str, int]:
+    """The host (a folder, for a Unix socket) and the port of the server."""
     host = url.host or str(url.query.get("host", "127.0.0.1"))
-    port = url.port or int(str(url.query.get("port", 5432)))
-    if host.startswith("/"):
-        return socket.AF_UNIX, f"{host}/.s.PGSQL.{port}"
-    return socket.AF_INET, (host, port)
+    return host, url.port or int(str(url.query.get("port", 5432)))
+
+
+def _connect(url: URL) -> socket.socket:
+    host, port = _address(url)
+    if not host.startswith("/"):
+        return socket.create_connection((host, port))
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(f"{host}/.s.PGSQL.{port}")
+    return connection
 
 
 class CountingProxy:
     """Passes bytes on, and counts how often the client speaks after the server has: round trips."""
 
     def __init__(self, upstream: URL) -> None:
-        self._family, self._target = _address(upstream)
+        self._upstream = upstream
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = upstream.set(host="127.0.0.1", port=self._listener.getsockname()[1], query={})
         self.trips = 0
@@ -51,8 +57,7 @@ class CountingProxy:
                 client, _ = self._listener.accept()
             except TimeoutError:
                 continue
-            server = socket.socket(self._family)
-            server.connect(self._target)
+            server = _connect(self._upstream)
             thread = threading.Thread(target=self._pump, args=(client, server), daemon=True)
             self._threads.append(thread)
             thread.start()
@@ -88,8 +93,7 @@ def pgbouncer(upstream: URL) -> Iterator[URL]:
     """A PgBouncer in transaction mode, with one connection to the server for all its clients."""
     binary = shutil.which("pgbouncer", path=f"{os.environ['PATH']}:/usr/sbin")
     assert binary is not None
-    family, target = _address(upstream)
-    host, port = (Path(str(target)).parent, str(target).rpartition(".")[2]) if family == socket.AF_UNIX else target  # type: ignore[misc]
+    host, port = _address(upstream)
     listen = free_port()
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
@@ -101,10 +105,12 @@ def pgbouncer(upstream: URL) -> Iterator[URL]:
             "ignore_startup_parameters = extra_float_digits\n"
         )
         # PgBouncer refuses to be root, and the server's socket is open to its owner alone.
-        owner = Path(str(host)).stat().st_uid if str(host).startswith("/") else 65534
-        as_user = {"user": owner} if os.geteuid() == 0 else {}
+        owner = Path(host).stat().st_uid if host.startswith("/") else 65534
         process = subprocess.Popen(
-            [binary, "-q", str(ini)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **as_user
+            [binary, "-q", str(ini)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            user=owner if os.geteuid() == 0 else None,
         )
         try:
             deadline = time.monotonic() + 10

@@ -7,6 +7,7 @@ first engine is made.
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,7 +33,7 @@ def _check(ok: bool, name: str, value: object, reason: str) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and value == value  # not NaN
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
 def _is_count(value: object) -> bool:
@@ -167,8 +168,13 @@ class Schemas:
     extra_search_path: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        tenant, shared = _metadata_of(self.tenant, "schemas.tenant"), _metadata_of(self.shared, "schemas.shared")
-        _check(bool(tenant), "schemas.tenant", self.tenant, "a MetaData, a declarative base, or a list of them")
+        tenant, shared = (
+            _metadata_of(self.tenant, "schemas.tenant"),
+            _metadata_of(self.shared, "schemas.shared"),
+        )
+        _check(
+            bool(tenant), "schemas.tenant", self.tenant, "a MetaData, a declarative base, or a list of them"
+        )
         object.__setattr__(self, "tenant", tenant)
         object.__setattr__(self, "shared", shared)
         if isinstance(self.extra_search_path, str):
@@ -182,7 +188,9 @@ class Schemas:
                 parse_schema_name(schema)
             except ValueError as error:
                 raise ConfigurationError(label, schema, str(error)) from error
-            _check(not schema.startswith("pg_"), label, schema, "PostgreSQL's own schemas are no place for data")
+            _check(
+                not schema.startswith("pg_"), label, schema, "PostgreSQL's own schemas are no place for data"
+            )
         self._check_tables()
 
     def _check_tables(self) -> None:
@@ -219,8 +227,9 @@ class Migrations:
     """Where the Alembic revisions are, and who the tenants are.
 
     Attributes:
-        tenant_dir: folder of the tenants' history; relative to the configuration file's folder
-            where the command line loads one, else to the working folder.
+        tenant_dir: folder of the tenants' history. The command line takes a relative one from the
+            configuration file's folder, an application from its working folder: better absolute,
+            `Path(__file__).parent / "migrations/tenant"`.
         shared_dir: folder of the shared schema's history.
         version_table: name of Alembic's version table, one in each schema.
         discover: a callable that returns the ids of all tenants; it may take one argument, a

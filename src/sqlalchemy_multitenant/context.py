@@ -12,9 +12,9 @@ import inspect
 from collections.abc import Callable
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, cast
+from typing import Any, Generic, ParamSpec, Protocol, Self, cast
 
-from typing_extensions import Self, TypeVar
+from typing_extensions import TypeVar
 
 from .database import TenantDb
 from .errors import NoTenantError
@@ -22,16 +22,16 @@ from .naming import TenantId, parse_tenant_id
 
 DataT = TypeVar("DataT", default=Any)
 DbT = TypeVar("DbT", default=TenantDb)
-DbCovariant = TypeVar("DbCovariant", covariant=True)
+DbT_co = TypeVar("DbT_co", covariant=True)
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Manager(Protocol[DbCovariant]):
+class _Manager(Protocol[DbT_co]):
     """What a context needs of a manager; `TenantManager` and `AsyncTenantManager` have it."""
 
-    def get_db(self, tenant: str) -> DbCovariant: ...
-    def get_shared_db(self) -> DbCovariant: ...
+    def get_db(self, tenant: str) -> DbT_co: ...
+    def get_shared_db(self) -> DbT_co: ...
 
 
 class CurrentTenant(str, Generic[DataT]):

@@ -58,11 +58,11 @@ class TenantDb:
         return connection.execution_options(**execution_options) if execution_options else connection
 
     @overload
-    def execute(
-        self, statement: TypedReturnsRows[*Ts], params: Parameters | None = None
-    ) -> Result[*Ts]: ...
+    def execute(self, statement: TypedReturnsRows[*Ts], params: Parameters | None = None) -> Result[*Ts]: ...
     @overload
-    def execute(self, statement: Executable, params: Parameters | None = None) -> Result[*tuple[Any, ...]]: ...
+    def execute(
+        self, statement: Executable, params: Parameters | None = None
+    ) -> Result[*tuple[Any, ...]]: ...
     def execute(self, statement: Executable, params: Parameters | None = None) -> Result[*tuple[Any, ...]]:
         """Run one statement in a transaction of its own, which is committed. The rows are all fetched
         before this returns; ORM objects come back detached."""
@@ -80,9 +80,7 @@ class TenantDb:
         return self.execute(statement, params).scalars()
 
     @overload
-    def scalar(
-        self, statement: TypedReturnsRows[T], params: Parameters | None = None
-    ) -> T | None: ...
+    def scalar(self, statement: TypedReturnsRows[T], params: Parameters | None = None) -> T | None: ...
     @overload
     def scalar(self, statement: Executable, params: Parameters | None = None) -> Any: ...
     def scalar(self, statement: Executable, params: Parameters | None = None) -> Any:

@@ -81,14 +81,16 @@ class Order(LaterBase):
     amount: Mapped[int]
 
 
-def run_demo() -> None:
+def run_demo(out: Console) -> None:
     """Show the product on `$DATABASE_URL`, or else on the embedded server. Leaves nothing behind.
+
+    Args:
+        out: where to.
 
     Raises:
         ConfigurationError: there is no server, or its schema `multitenant_demo` is not the demo's.
         TenantExistsError: there is a schema of the name that a tenant of the demo would have.
     """
-    out = Console(highlight=False)
     url = resolve_url(Connection())
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="multitenant-demo-"))

@@ -95,7 +95,9 @@ class TenantCollisionError(TenantExistsError, InvalidTenantIdError):
     """The id maps to a schema that belongs to another tenant, `owner`."""
 
     def __init__(self, tenant: str, schema: str, owner: str) -> None:
-        super().__init__(tenant, f"it would share schema {schema!r} with tenant {owner!r}; change schema_name")
+        super().__init__(
+            tenant, f"it would share schema {schema!r} with tenant {owner!r}; change schema_name"
+        )
         self.args = (tenant, schema, owner)
         self.schema, self.owner = schema, owner
 

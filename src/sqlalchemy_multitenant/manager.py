@@ -8,17 +8,16 @@ import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Engine, text
-from typing_extensions import Self
 
 from .catalog.records import TenantRecord, TenantStatus
 from .config import TenantConfig
 from .database import TenantDb
 from .health import Health, failed_health
-from .manager_base import ManagerBase
-from .naming import TenantId, parse_tenant_id
+from .manager_base import ManagerBase, several
+from .naming import TenantId
 
 
 class TenantManager(ManagerBase[TenantDb]):
@@ -52,7 +51,10 @@ class TenantManager(ManagerBase[TenantDb]):
         with self._lock:
             if self._sweeper is None and not self._stop_sweeping.is_set():
                 self._sweeper = threading.Thread(
-                    target=_sweep, args=(weakref.ref(self), self._stop_sweeping), name="multitenant-pools", daemon=True
+                    target=_sweep,
+                    args=(weakref.ref(self), self._stop_sweeping),
+                    name="multitenant-pools",
+                    daemon=True,
                 )
                 self._sweeper.start()
 
@@ -142,8 +144,8 @@ class TenantManager(ManagerBase[TenantDb]):
         Raises:
             TenantNotFoundError: one of them does not exist.
         """
-        for tenant in tenants:
-            with self.get_db(parse_tenant_id(tenant)).connect() as connection:
+        for tenant in several(tenants):
+            with self.get_db(tenant).connect() as connection:
                 connection.execute(text("SELECT 1"))
 
 

@@ -7,19 +7,18 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlalchemy.util import await_only, greenlet_spawn
-from typing_extensions import Self
 
 from .catalog.records import TenantRecord, TenantStatus
 from .config import TenantConfig
 from .database_async import AsyncTenantDb
 from .health import Health, failed_health
-from .manager_base import ManagerBase
-from .naming import TenantId, parse_tenant_id
+from .manager_base import ManagerBase, several
+from .naming import TenantId
 
 
 class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
@@ -114,8 +113,8 @@ class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
 
     async def warm_up(self, tenants: Iterable[str]) -> None:
         """See `TenantManager.warm_up`."""
-        for tenant in tenants:
-            async with self.get_db(parse_tenant_id(tenant)).connect() as connection:
+        for tenant in several(tenants):
+            async with self.get_db(tenant).connect() as connection:
                 await connection.execute(text("SELECT 1"))
 
 

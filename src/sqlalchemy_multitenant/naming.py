@@ -103,7 +103,9 @@ class SchemaNaming:
         field = "isolation.schema_name"
         if not isinstance(self.rule, str) or self.rule.count("{id}") != 1:
             raise ConfigurationError(
-                field, self.rule, "a template holds {id} exactly once, as in 'tenant_{id}'; or pass a callable"
+                field,
+                self.rule,
+                "a template holds {id} exactly once, as in 'tenant_{id}'; or pass a callable",
             )
         if re.search(r"[{}]", self.rule.replace("{id}", "")):
             raise ConfigurationError(field, self.rule, "no braces besides {id}")

@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import random
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -174,7 +175,9 @@ def test_an_enum_survives_with_asyncpgs_statement_cache(make_config: MakeConfig,
                 for tenant, mood in (("a", Mood.HAPPY), ("b", Mood.GRUMPY)):
                     found = await tenants.get_db(tenant).scalars(select(User).where(User.mood == mood))
                     assert [(u.name, u.mood) for u in found] == [(tenant, mood)]
-                    assert await tenants.get_db(tenant).scalar(select(User.name).where(User.id == 1)) == tenant
+                    assert (
+                        await tenants.get_db(tenant).scalar(select(User.name).where(User.id == 1)) == tenant
+                    )
 
     asyncio.run(main())
 
@@ -265,7 +268,7 @@ TWENTY = [f"t{i}" for i in range(20)]
 
 
 @pytest.fixture
-def twenty(make_config: MakeConfig, plain: Engine) -> TenantManager:
+def twenty(make_config: MakeConfig) -> Iterator[TenantManager]:
     with TenantManager(make_config(pool_size=3, pool_timeout_s=60)) as manager:
         for tenant in TWENTY:
             manager.create_tenant(tenant)
@@ -295,7 +298,7 @@ def test_eight_threads_over_twenty_tenants(twenty: TenantManager) -> None:
 def test_fifty_tasks_over_twenty_tenants(
     twenty: TenantManager, make_config: MakeConfig, driver_name: str
 ) -> None:
-    url = twenty.config.connection.url.set(drivername=f"postgresql+{driver_name}")  # type: ignore[union-attr]
+    url = twenty.config.connection.url.set(drivername=f"postgresql+{driver_name}")
 
     async def main() -> None:
         async with AsyncTenantManager(make_config(url=url, pool_size=3, pool_timeout_s=60)) as manager:

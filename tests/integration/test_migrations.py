@@ -45,7 +45,9 @@ def write(folder: Path) -> Write:
     """Writes a revision file into the tenants' history."""
     (folder / "versions").mkdir(parents=True)
 
-    def write(revision: str, after: str | None, upgrade: str, *, imports: str = "", down: str = "pass") -> None:
+    def write(
+        revision: str, after: str | None, upgrade: str, *, imports: str = "", down: str = "pass"
+    ) -> None:
         body = f'''"""revision {revision}"""
 import sqlalchemy as sa
 from alembic import context, op
@@ -81,7 +83,9 @@ def db(empty_url: URL):  # type: ignore[no-untyped-def]
     engine.dispose()
 
 
-FIRST = 'op.create_table("items", sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String))'
+FIRST = (
+    'op.create_table("items", sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String))'
+)
 
 
 def fleet(config: TenantConfig, count: int) -> list[str]:
@@ -145,7 +149,7 @@ def test_a_failing_tenant_stays_whole_and_holds_up_nobody(
     fleet(config, 6)
     with db.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE tenant_t02.extra (id int)")
-    write("0002", "0001", 'op.execute("INSERT INTO items (name) VALUES (\'before\')")')
+    write("0002", "0001", "op.execute(\"INSERT INTO items (name) VALUES ('before')\")")
     write("0003", "0002", 'op.create_table("extra", sa.Column("id", sa.Integer))')
     told: list[str] = []
     with Migrator(config) as migrator:
@@ -182,7 +186,9 @@ def test_abort_starts_no_further_tenants(config: TenantConfig, write: Write) -> 
 def test_a_broken_revision_touches_nobody(config: TenantConfig, write: Write, folder: Path) -> None:
     write("0001", None, FIRST)
     fleet(config, 2)
-    (folder / "versions" / "0002_broken.py").write_text("revision = '0002'\ndown_revision = '0001'\nimport nosuch\n")
+    (folder / "versions" / "0002_broken.py").write_text(
+        "revision = '0002'\ndown_revision = '0001'\nimport nosuch\n"
+    )
     with Migrator(config) as migrator, pytest.raises(MigrationError, match="nosuch"):
         migrator.migrate_all()
     (folder / "versions" / "0002_broken.py").write_text("revision = '0002'\ndown_revision = 'gone'\n")
@@ -210,22 +216,22 @@ def test_an_unknown_revision_in_the_database_is_told(config: TenantConfig, write
         ('op.execute(sa.text("INSERT INTO items (name) VALUES (:n)").bindparams(n="100%"))', False),
         ("op.execute(\"INSERT INTO items (name) VALUES ('100%')\")", False),
         ('op.bulk_insert(sa.table("items", sa.column("name", sa.String)), [{"name": "100%"}])', False),
-        ('op.get_bind().execute(sa.text("INSERT INTO items (name) VALUES (\'100%\')"))', True),
+        ("op.get_bind().execute(sa.text(\"INSERT INTO items (name) VALUES ('100%')\"))", True),
         (
             'bind = op.get_bind()\nname = sa.inspect(bind).get_columns("items")[1]["name"]\n'
-            'op.execute(f"INSERT INTO items ({name}) VALUES (\'100%\')")',
+            "op.execute(f\"INSERT INTO items ({name}) VALUES ('100%')\")",
             True,
         ),
         (
             "import uuid\n"
-            'op.execute(f"INSERT INTO items (name) VALUES (\'{uuid.uuid4()}\')")\n'
+            "op.execute(f\"INSERT INTO items (name) VALUES ('{uuid.uuid4()}')\")\n"
             "op.execute(\"UPDATE items SET name = '100%'\")",
             True,
         ),
         (
             "from sqlalchemy.orm import Session\n"
             "session = Session(op.get_bind())\n"
-            'session.execute(sa.text("INSERT INTO items (name) VALUES (\'100%\')"))\nsession.flush()',
+            "session.execute(sa.text(\"INSERT INTO items (name) VALUES ('100%')\"))\nsession.flush()",
             True,
         ),
     ],
@@ -249,7 +255,9 @@ def test_tabs_and_semicolons_in_data_stay_what_they_are(
     config: TenantConfig, write: Write, db: Engine
 ) -> None:
     write("0001", None, FIRST)
-    write("0002", "0001", "op.execute(\"INSERT INTO items (name) VALUES ('a\\tb;c'); UPDATE items SET id = 7\")")
+    write(
+        "0002", "0001", "op.execute(\"INSERT INTO items (name) VALUES ('a\\tb;c'); UPDATE items SET id = 7\")"
+    )
     write(
         "0003",
         "0002",
@@ -310,7 +318,11 @@ def test_a_killed_migration_leaves_no_tenant_half_done(
     write("0001", None, FIRST)
     names = fleet(config, 6)
     write("0002", "0001", "op.execute(\"INSERT INTO items (name) VALUES ('once')\")")
-    write("0003", "0002", "op.execute('SELECT pg_sleep(0.15)')\nop.execute(\"UPDATE items SET name = name || '!'\")")
+    write(
+        "0003",
+        "0002",
+        "op.execute('SELECT pg_sleep(0.15)')\nop.execute(\"UPDATE items SET name = name || '!'\")",
+    )
     code = f"""
 from sqlalchemy import MetaData
 from sqlalchemy_multitenant import *
@@ -369,7 +381,8 @@ def test_terminated_backends_are_tried_again(config: TenantConfig, write: Write,
             connection.execute(
                 text(
                     "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-                    "WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid() AND datname = current_database()"
+                    "WHERE query LIKE '%pg_sleep%' AND pid <> pg_backend_pid() "
+                    "AND datname = current_database()"
                 )
             )
 
@@ -417,7 +430,11 @@ def test_a_plan_changes_nothing(config: TenantConfig, write: Write, db: Engine) 
 
 
 def test_mark_applied_records_without_running(config: TenantConfig, write: Write, db: Engine) -> None:
+    folder = Path(config.migrations.tenant_dir)
+    (folder / "versions").rmdir()
+    folder.rmdir()
     names = fleet(config, 2)  # from the models: there are no revisions yet
+    (folder / "versions").mkdir(parents=True)
     write("0001", None, FIRST)
     write("0002", "0001", "op.execute(\"INSERT INTO items (name) VALUES ('never')\")")
     with Migrator(config) as migrator:
@@ -503,3 +520,53 @@ def test_the_shared_tables_version_is_never_taken_for_a_tenants(
         assert {s.heads for s in migrator.status()} == {("0002",)}
     with db.connect() as connection:
         assert connection.scalar(text("SELECT version_num FROM public.alembic_version")) == "s1"
+
+
+def test_a_tenant_dropped_meanwhile_is_not_built_in_the_shared_schema(
+    config: TenantConfig, write: Write, db: Engine
+) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 2)
+    write("0002", "0001", "op.execute('SELECT 1')")
+    with TenantManager(config) as manager, Migrator(config) as migrator:
+
+        def drop(tenant: str, state: MigrationState) -> None:
+            if state is MigrationState.RUNNING and tenant == "t00":
+                manager.drop_tenant(tenant)
+
+        report = migrator.migrate_all(on_progress=drop)
+        assert (report.succeeded, report.failed) == (1, 1)
+        assert isinstance(report.failures[0].error, TenantNotFoundError)
+    with db.connect() as connection:
+        assert connection.scalar(text("SELECT to_regclass('public.items')")) is None
+
+
+def test_autocommit_blocks_are_refused_before_anything_runs(config: TenantConfig, write: Write) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 2)
+    write(
+        "0002",
+        "0001",
+        "with op.get_context().autocommit_block():\n"
+        "    op.create_index('i', 'items', ['name'], postgresql_concurrently=True)",
+    )
+    with Migrator(config) as migrator, pytest.raises(MigrationError, match="autocommit_block"):
+        migrator.migrate_all()
+
+
+def test_a_folder_without_revisions_is_told(config: TenantConfig, write: Write) -> None:
+    with TenantManager(config) as manager, pytest.raises(ProvisioningError, match="generate --name first"):
+        manager.create_tenant("new")
+
+
+def test_the_shared_schema_can_be_marked(config: TenantConfig, tmp_path: Path) -> None:
+    versions = tmp_path / "shared" / "versions"
+    versions.mkdir(parents=True)
+    (versions / "s1.py").write_text(
+        "from alembic import op\nrevision = 's1'\ndown_revision = None\n"
+        "def upgrade():\n    op.execute('SELECT nonexistent')\n"
+    )
+    with Migrator(config) as migrator:
+        assert migrator.mark_shared_applied().state is MigrationState.DONE
+        assert migrator.mark_shared_applied().state is MigrationState.SKIPPED
+        assert migrator.migrate_shared().state is MigrationState.SKIPPED

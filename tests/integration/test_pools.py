@@ -11,7 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine, select, text
-from sqlalchemy.exc import DBAPIError, TimeoutError as PoolTimeoutError
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from sqlalchemy_multitenant import Hooks, TenantBusyError, TenantManager, TenantNotFoundError
 from tests.conftest import MakeConfig, MakeHarness
@@ -156,9 +157,7 @@ def test_a_full_pool_times_out_instead_of_growing(make_config: MakeConfig, plain
 
 def test_idle_connections_are_closed(make_harness_: MakeHarness, plain: Engine) -> None:
     evicted: list[str] = []
-    harness = make_harness_(
-        idle_timeout_s=0.2, pool_ttl_s=1.5, hooks=Hooks(on_pool_evicted=evicted.append)
-    )
+    harness = make_harness_(idle_timeout_s=0.2, pool_ttl_s=1.5, hooks=Hooks(on_pool_evicted=evicted.append))
     harness.session("a", lambda s: s.scalars(select(User)).all())
     assert open_connections(plain) == 1
     assert settles_at(plain, 0)
@@ -200,9 +199,7 @@ def test_the_error_hook_is_told_of_the_tenant(make_harness_: MakeHarness) -> Non
     assert seen[0][0] == "a"
 
 
-def test_a_failing_hook_breaks_nothing(
-    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_failing_hook_breaks_nothing(make_config: MakeConfig, caplog: pytest.LogCaptureFixture) -> None:
     def broken(name: str) -> None:
         raise RuntimeError(f"no {name}")
 

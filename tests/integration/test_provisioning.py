@@ -36,7 +36,9 @@ from tests.models import SharedBase, TenantBase, User
 
 def schemas_of(plain: Engine) -> set[str]:
     with plain.connect() as connection:
-        return set(connection.scalars(text("SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|info)'")))
+        return set(
+            connection.scalars(text("SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|info)'"))
+        )
 
 
 def test_a_tenant_is_created_whole(harness: Harness, plain: Engine) -> None:
@@ -218,9 +220,7 @@ def test_a_tenant_in_use_is_not_dropped(make_config: MakeConfig) -> None:
         assert session.scalars(select(User.name)).all() == ["ada"]
 
 
-def test_a_suspension_in_another_process_holds_at_once(
-    tenants: TenantManager, url: URL
-) -> None:
+def test_a_suspension_in_another_process_holds_at_once(tenants: TenantManager, url: URL) -> None:
     db = tenants.get_db("a")
     db.scalars(select(User)).all()
     code = f"""

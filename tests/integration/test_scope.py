@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import threading
 import time
 
 import pytest
-from sqlalchemy import Connection, Engine, insert, select, text
+from sqlalchemy import URL, Connection, Engine, insert, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
@@ -56,7 +57,7 @@ def test_a_search_path_of_the_applications_own_does_not_survive(harness: Harness
     leave_behind(harness, statement)
     assert harness.connection("b", names) == ["bob"]
     path = harness.connection("b", lambda c: c.scalar(text("SHOW search_path")))
-    assert path == 'tenant_b, public, pg_temp'
+    assert path == "tenant_b, public, pg_temp"
 
 
 def test_a_role_of_the_applications_own_does_not_survive(harness: Harness, admin: Engine) -> None:
@@ -180,7 +181,9 @@ def test_streaming_is_scoped(harness: Harness, plain: Engine) -> None:
         )
 
     def stream(connection: Connection) -> int:
-        result = connection.execution_options(stream_results=True, max_row_buffer=50).execute(select(User.name))
+        result = connection.execution_options(stream_results=True, max_row_buffer=50).execute(
+            select(User.name)
+        )
         return sum(name.startswith("a") for (name,) in result)
 
     def by_parts(session: Session) -> int:
@@ -202,7 +205,7 @@ def test_a_stream_as_the_first_statement_for_an_unknown_tenant_raises(harness: H
 def test_copy_is_scoped(tenants: TenantManager) -> None:
     def copy_out(connection: Connection) -> str:
         driver = connection.connection.driver_connection
-        with driver.cursor().copy("COPY (SELECT name FROM users) TO STDOUT") as copy:  # type: ignore[union-attr]
+        with driver.cursor().copy("COPY (SELECT name FROM users) TO STDOUT") as copy:
             return b"".join(copy).decode().strip()
 
     with tenants.get_db("a").connect() as connection:
@@ -211,7 +214,8 @@ def test_copy_is_scoped(tenants: TenantManager) -> None:
     with tenants.get_db("b").connect() as connection:
         connection.begin()
         assert copy_out(connection) == "bob"
-        with connection.connection.cursor() as cursor, cursor.copy("COPY plans (name) FROM STDIN") as copy:
+        driver = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy("COPY plans (name) FROM STDIN") as copy:
             copy.write_row(("free",))
         connection.commit()
     with tenants.get_db("a").connect() as connection:
@@ -221,17 +225,19 @@ def test_copy_is_scoped(tenants: TenantManager) -> None:
 def test_copy_outside_a_transaction_raises(tenants: TenantManager) -> None:
     with tenants.get_db("a").connect() as connection:
         driver = connection.connection.driver_connection
-        with pytest.raises(NoTenantError), driver.cursor().copy("COPY users TO STDOUT"):  # type: ignore[union-attr]
+        with pytest.raises(NoTenantError), driver.cursor().copy("COPY users TO STDOUT"):
             pass
-        with pytest.raises(NoTenantError), driver.pipeline():  # type: ignore[union-attr]
-            driver.execute("SELECT 1")  # type: ignore[union-attr]
+        with pytest.raises(NoTenantError), driver.pipeline():
+            driver.execute("SELECT 1")
         with pytest.raises(NoTenantError):
-            driver.execute("SELECT 1")  # type: ignore[union-attr]
+            driver.execute("SELECT 1")
 
 
 def test_executemany_is_scoped(harness: Harness) -> None:
     def body(connection: Connection) -> list[str]:
-        connection.execute(text("INSERT INTO users (name, mood) VALUES (:n, 'HAPPY')"), [{"n": "x"}, {"n": "y"}])
+        connection.execute(
+            text("INSERT INTO users (name, mood) VALUES (:n, 'HAPPY')"), [{"n": "x"}, {"n": "y"}]
+        )
         return names(connection)
 
     assert harness.connection("a", body) == ["ada", "x", "y"]
@@ -280,7 +286,7 @@ def test_a_transaction_that_ended_behind_our_back_is_noticed(tenants: TenantMana
     """Even where the driver is used past SQLAlchemy."""
     with tenants.get_db("a").connect() as connection:
         connection.execute(text("SELECT 1"))
-        connection.connection.driver_connection.execute("COMMIT")  # type: ignore[union-attr]
+        connection.connection.driver_connection.execute("COMMIT")
         with pytest.raises(NoTenantError):
             connection.execute(text("SELECT name FROM users"))
 
@@ -400,7 +406,9 @@ def test_a_timeout_of_the_server_passes_through(harness: Harness) -> None:
     assert harness.connection("b", names) == ["bob"]
 
 
-def test_a_table_that_shadows_a_tenants_is_refused_at_start(make_harness_: MakeHarness, plain: Engine) -> None:
+def test_a_table_that_shadows_a_tenants_is_refused_at_start(
+    make_harness_: MakeHarness, plain: Engine
+) -> None:
     with plain.begin() as connection:
         connection.exec_driver_sql("CREATE TABLE public.users (name text)")
     with pytest.raises(ConfigurationError, match=r"public\.users"):
@@ -418,7 +426,7 @@ def test_the_shared_schema_has_a_handle_of_its_own(tenants: TenantManager) -> No
 
 
 def test_percent_and_quotes_in_schema_names(make_config: MakeConfig) -> None:
-    config = make_config(schema_name='we"ird %s \'{id}\' \\ x')
+    config = make_config(schema_name="we\"ird %s '{id}' \\ x")
     with TenantManager(config) as manager:
         manager.create_tenant("odd-one")
         with manager.get_db("odd-one").begin() as session:
@@ -439,3 +447,27 @@ def test_one_shot_results_outlive_their_connection(tenants: TenantManager) -> No
     assert db.scalar(select(User.name).where(User.id == 999)) is None
     result = db.execute(select(User.id, User.name))
     assert [row.name for row in result] == ["eve"]
+
+
+def test_a_role_that_may_not_use_the_schema_is_told_and_sees_nothing_else(
+    make_harness_: MakeHarness, admin: Engine, plain: Engine, url: URL
+) -> None:
+    """PostgreSQL would pass over the schema in silence, and run everything in the shared one."""
+    role = f"app_{secrets.token_hex(4)}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role} LOGIN")
+    try:
+        with plain.begin() as connection:
+            connection.exec_driver_sql(f"GRANT SELECT ON multitenant_tenants TO {role}")
+            connection.exec_driver_sql(f"GRANT CREATE ON SCHEMA public TO {role}")
+            connection.exec_driver_sql(f"GRANT USAGE ON SCHEMA tenant_b TO {role}")
+        # The role comes with the session, so that this holds on servers that want passwords, too.
+        harness = make_harness_(pool_size=1, url=url.set(username=role))
+        with pytest.raises(ConfigurationError, match="GRANT USAGE"):
+            harness.connection("a", lambda c: c.scalar(text("SELECT current_schema()")))
+        assert harness.connection("b", lambda c: c.scalar(text("SELECT current_schema()"))) == "tenant_b"
+    finally:
+        with plain.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role}")
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP ROLE {role}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_type
 
 from sqlalchemy import Result, ScalarResult, func, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
-from typing_extensions import assert_type
 
 from sqlalchemy_multitenant import (
     AsyncTenantDb,

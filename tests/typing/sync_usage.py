@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import assert_type
 
 from sqlalchemy import Connection, Engine, Result, ScalarResult, func, select, text, update
 from sqlalchemy.orm import Session
-from typing_extensions import assert_type
 
 from sqlalchemy_multitenant import (
     CurrentTenant,

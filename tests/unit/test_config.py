@@ -155,7 +155,9 @@ def test_what_was_passed_in_may_change_and_the_configuration_does_not() -> None:
     ],
 )
 @pytest.mark.parametrize("make", [str, make_url])
-def test_a_postgres_url_is_given_its_driver(given: str, driver: str, make: Callable[[str], str | URL]) -> None:
+def test_a_postgres_url_is_given_its_driver(
+    given: str, driver: str, make: Callable[[str], str | URL]
+) -> None:
     url = Connection(url=make(f"{given}://u:p@h:5/d?application_name=x")).url
     assert isinstance(url, URL)
     assert url.drivername == f"postgresql+{driver}"
@@ -191,7 +193,9 @@ def test_another_url_is_refused_without_showing_a_password(url: str) -> None:
 
 
 def test_a_refused_driver_is_named_with_the_ones_to_use() -> None:
-    with pytest.raises(ConfigurationError, match=r"psycopg2.*postgresql\+psycopg:// or postgresql\+asyncpg://"):
+    with pytest.raises(
+        ConfigurationError, match=r"psycopg2.*postgresql\+psycopg:// or postgresql\+asyncpg://"
+    ):
         Connection(url="postgresql+psycopg2://h/d")
     with pytest.raises(ConfigurationError, match="only PostgreSQL"):
         Connection(url="mysql://h/d")

@@ -49,7 +49,9 @@ def make_offline_manager() -> Iterator[Callable[[], TenantManager]]:
 
     def make() -> TenantManager:
         url = "postgresql://nobody@localhost:1/nothing"
-        made.append(TenantManager(TenantConfig(connection=Connection(url=url), schemas=Schemas(tenant=TenantBase))))
+        made.append(
+            TenantManager(TenantConfig(connection=Connection(url=url), schemas=Schemas(tenant=TenantBase)))
+        )
         return made[-1]
 
     yield make
@@ -318,7 +320,12 @@ def test_a_generator_is_driven_whole(context: TenantContext[Info]) -> None:
         return (yield from echo())
 
     generator, error = outer(), Mine()
-    assert (next(generator), generator.send(1), generator.throw(error), generator.send(2)) == (None, 1, error, 2)
+    assert (next(generator), generator.send(1), generator.throw(error), generator.send(2)) == (
+        None,
+        1,
+        error,
+        2,
+    )
     with pytest.raises(StopIteration) as stopped:
         generator.send("stop")
     assert stopped.value.value == "done"
@@ -537,7 +544,7 @@ def test_the_current_tenant_is_its_id_and_carries_data(context: TenantContext[In
 @pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
 def test_the_current_tenant_survives_pickling_and_copying(protocol: int) -> None:
     tenant = CurrentTenant(parse_tenant_id("a"), Info("ada"))
-    copies = [pickle.loads(pickle.dumps(tenant, protocol)), copy.copy(tenant), copy.deepcopy(tenant)]  # noqa: S301
+    copies = [pickle.loads(pickle.dumps(tenant, protocol)), copy.copy(tenant), copy.deepcopy(tenant)]
     for made in copies:
         assert type(made) is CurrentTenant
         assert (made, made.id, made.data) == ("a", "a", Info("ada"))

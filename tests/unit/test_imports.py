@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import resource
 import subprocess
 import sys
-import time
 from enum import StrEnum
 from pathlib import Path
 
@@ -51,7 +51,9 @@ def test_importing_the_package_loads_nothing_heavy(code: str) -> None:
 
 
 def test_importing_a_manager_loads_neither_alembic_nor_a_framework() -> None:
-    loaded = loaded_by("from sqlalchemy_multitenant import TenantConfig, TenantContext, TenantDb, AsyncTenantDb")
+    loaded = loaded_by(
+        "from sqlalchemy_multitenant import TenantConfig, TenantContext, TenantDb, AsyncTenantDb"
+    )
     assert not loaded & set(HEAVY) - {"sqlalchemy", "psycopg"}
 
 
@@ -62,13 +64,16 @@ def test_help_loads_no_sqlalchemy(arguments: list[str]) -> None:
     assert not loaded & set(HEAVY)
 
 
-def test_help_answers_in_under_400_ms() -> None:
-    def once() -> float:
-        started = time.perf_counter()
-        subprocess.run([COMMAND, "--help"], check=True, capture_output=True)
-        return time.perf_counter() - started
+def test_help_costs_under_400_ms() -> None:
+    """Of processor time, since other tests run beside this one; on an idle machine that is what one waits."""
 
-    assert min(once() for _ in range(5)) < 0.4
+    def cost() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([COMMAND, "--help"], check=True, capture_output=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cost() for _ in range(5)) < 0.4
 
 
 @pytest.mark.parametrize("name", package.__all__)
@@ -88,7 +93,11 @@ def test_a_public_name_resolves_and_is_documented(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in package.__all__ if n != "__version__"])
 def test_a_public_method_is_documented(name: str) -> None:
     cls = getattr(package, name)
-    own = [member for member in public_methods(cls) if not hasattr(StrEnum, member) and not hasattr(Exception, member)]
+    own = [
+        member
+        for member in public_methods(cls)
+        if not hasattr(StrEnum, member) and not hasattr(Exception, member)
+    ]
     assert [member for member in own if not inspect.getdoc(getattr(cls, member))] == []
 
 

@@ -26,7 +26,7 @@ ALPHANUMERIC = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
 INSIDE = ALPHANUMERIC + "_.-"
 
 valid_ids = st.builds(str.__add__, st.sampled_from(ALPHANUMERIC), st.text(INSIDE, max_size=62))
-near_ids = st.text(st.sampled_from(INSIDE + " \n\t\x00'\"\\;,=/é٣ａаⅣ²$%{}"), max_size=70)  # noqa: RUF001
+near_ids = st.text(st.sampled_from(INSIDE + " \n\t\x00'\"\\;,=/é٣ａаⅣ²$%{}"), max_size=70)
 prefixes = st.text(st.characters(exclude_characters="{}\x00", codec="utf-8"), max_size=20)
 
 
@@ -181,7 +181,19 @@ def test_bytes_are_counted_not_characters() -> None:
 
 @pytest.mark.parametrize(
     "template",
-    ["tenant", "", "{id}{id}", "{ID}", "{}", "{id}_{x}", "{{id}}", "{id!r}", "pg_{id}", "a\x00{id}", "é" * 32 + "{id}"],
+    [
+        "tenant",
+        "",
+        "{id}{id}",
+        "{ID}",
+        "{}",
+        "{id}_{x}",
+        "{{id}}",
+        "{id!r}",
+        "pg_{id}",
+        "a\x00{id}",
+        "é" * 32 + "{id}",
+    ],
 )
 def test_a_template_that_cannot_work_is_refused(template: str) -> None:
     with pytest.raises(ConfigurationError, match=r"isolation\.schema_name") as caught:
@@ -222,7 +234,9 @@ def test_a_reserved_name_is_refused_whichever_way_it_is_reached(name: str) -> No
             naming.schema_for(parse_tenant_id(name))
 
 
-@pytest.mark.parametrize(("template", "value"), [("p{id}", "g_catalog"), ("pub{id}", "lic"), ("{id}_schema", "information")])
+@pytest.mark.parametrize(
+    ("template", "value"), [("p{id}", "g_catalog"), ("pub{id}", "lic"), ("{id}_schema", "information")]
+)
 def test_a_template_cannot_compose_a_reserved_name(template: str, value: str) -> None:
     with pytest.raises(InvalidTenantIdError, match="reserved"):
         SchemaNaming(template).schema_for(parse_tenant_id(value))

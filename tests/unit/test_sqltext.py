@@ -36,7 +36,9 @@ OPAQUE = [
 ]
 
 # The last part is code: blanks and comments at an end may go.
-statements = st.lists(st.sampled_from(OPAQUE), max_size=5).map(lambda parts: " ".join(["SELECT", *parts, "1"]))
+statements = st.lists(st.sampled_from(OPAQUE), max_size=5).map(
+    lambda parts: " ".join(["SELECT", *parts, "1"])
+)
 
 
 @given(st.lists(statements, max_size=5), st.sampled_from([";", " ; ", ";\n", ";;", "; /* ; */ ;", ";--;\n;"]))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..config import TenantConfig
-from ..errors import TenantNotFoundError, TenantSuspendedError
+from ..errors import ConfigurationError, TenantNotFoundError, TenantSuspendedError
 from ..isolation.scope import STALE_SQLSTATES, Scope, plan_scope
 from ..naming import SchemaName, TenantId, quote_ident, quote_literal
 from ..placement import Placement, Target
 from .records import TenantStatus
-from .table import lookup_sql, qualified
+from .table import lookup_sql, qualified, usable_sql
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +41,14 @@ class Layout:
         return Placement(None, Target(), shared, (shared, *self.extra))
 
 
-def _schema_lookup(schema: str) -> str:
-    return f"SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname = {quote_literal(schema)}"
+def _may_use(usable: str | None, tenant: str, schema: str) -> None:
+    """Refuse a schema that PostgreSQL would pass over."""
+    if usable != "true":
+        raise ConfigurationError(
+            "connection.url",
+            f"tenant {tenant!r}",
+            f"its role may not use the schema: GRANT USAGE ON SCHEMA {quote_ident(schema)} TO the role",
+        )
 
 
 class SharedSource:
@@ -52,7 +58,7 @@ class SharedSource:
 
     def __init__(self, layout: Layout) -> None:
         self._scope = plan_scope(layout.shared())
-        self.lookup_sql = _schema_lookup(layout.shared_schema)
+        self.lookup_sql = usable_sql(quote_literal(layout.shared_schema))
 
     def current(self) -> Scope:
         return self._scope
@@ -60,7 +66,8 @@ class SharedSource:
     def refresh(self, row: Sequence[str | None] | None) -> Scope:
         if row is None:
             raise TenantNotFoundError(
-                "shared", f"schema {self._scope.placement.schema!r} does not exist; run `multitenant migrate --shared`"
+                "shared",
+                f"schema {self._scope.placement.schema!r} does not exist; run `multitenant migrate --shared`",
             )
         return self._scope
 
@@ -98,7 +105,7 @@ class CatalogSource(_TenantSource):
         self._scope = None
         if row is None:
             raise TenantNotFoundError(self.tenant)
-        status, schema, epoch, present = row
+        status, schema, epoch, usable = row
         if status == TenantStatus.SUSPENDED:
             raise TenantSuspendedError(self.tenant)
         if status != TenantStatus.ACTIVE or schema is None:
@@ -107,8 +114,9 @@ class CatalogSource(_TenantSource):
             raise TenantNotFoundError(
                 self.tenant, "the catalog is damaged: run `multitenant migrate --shared` to mend it"
             )
-        if present is None:
+        if usable is None:
             raise TenantNotFoundError(self.tenant, f"its schema {schema!r} is gone from the database")
+        _may_use(usable, self.tenant, schema)
         placement = self._layout.place(self.tenant, SchemaName(schema))
         scope = plan_scope(placement, qualified(self._layout.shared_schema, epoch))
         self._scope = scope
@@ -133,19 +141,24 @@ class DiscoveredSource(_TenantSource):
     __slots__ = ("_claim", "_schema")
 
     def __init__(
-        self, layout: Layout, tenant: TenantId, schema: SchemaName, claim: Callable[[TenantId, SchemaName], None]
+        self,
+        layout: Layout,
+        tenant: TenantId,
+        schema: SchemaName,
+        claim: Callable[[TenantId, SchemaName], None],
     ) -> None:
         super().__init__(layout, tenant)
         self._schema, self._claim = schema, claim
 
     @property
     def lookup_sql(self) -> str:
-        return _schema_lookup(self._schema)
+        return usable_sql(quote_literal(self._schema))
 
     def refresh(self, row: Sequence[str | None] | None) -> Scope:
         self._scope = None
         if row is None:
             raise TenantNotFoundError(self.tenant, f"there is no schema {quote_ident(self._schema)}")
+        _may_use(row[0], self.tenant, self._schema)
         self._claim(self.tenant, self._schema)
         scope = plan_scope(self._layout.place(self.tenant, self._schema))
         self._scope = scope

@@ -21,7 +21,7 @@ _COLUMNS = "id, status, schema_name, metadata, created_at, updated_at, dropped_a
 
 
 def _record(row: Row[Any]) -> TenantRecord:
-    tenant, status, schema, metadata, created, updated, dropped = row
+    tenant, status, schema, metadata, created, updated, dropped = tuple[Any, ...](row)
     return TenantRecord(
         id=TenantId(tenant),
         status=TenantStatus(status),
@@ -66,7 +66,9 @@ class CatalogStore:
     def list(self, connection: Connection, *, dropped: bool = False) -> Sequence[TenantRecord]:
         """All records, by id; dropped ones on request."""
         where = "" if dropped else "WHERE status <> 'dropped'"
-        rows = connection.execute(text(f'SELECT {_COLUMNS} FROM {self._table} {where} ORDER BY id COLLATE "C"'))
+        rows = connection.execute(
+            text(f'SELECT {_COLUMNS} FROM {self._table} {where} ORDER BY id COLLATE "C"')
+        )
         return [_record(row) for row in rows]
 
     def add(
@@ -121,4 +123,3 @@ class CatalogStore:
             ),
             {"id": tenant},
         )
-

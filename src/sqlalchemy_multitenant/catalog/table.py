@@ -32,11 +32,22 @@ def epoch_sql(shared_schema: str) -> str:
     )
 
 
+def usable_sql(schema: str) -> str:
+    """A SELECT of one text: `true` or `false`, whether this role may use the schema; no row where there is
+    none. `schema` is an expression. PostgreSQL passes over a schema of the search path that the role may
+    not use, without a word (https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATH).
+    """
+    return (
+        "SELECT has_schema_privilege(n.oid, 'USAGE')::text "
+        f"FROM pg_catalog.pg_namespace n WHERE n.nspname = {schema}"
+    )
+
+
 def lookup_sql(shared_schema: str, tenant: str) -> str:
-    """A SELECT of (status, schema name, epoch, the schema again if it exists) of one tenant, all text."""
+    """A SELECT of (status, schema name, epoch, whether the schema is usable) of one tenant, all text."""
     return (
         f"SELECT t.status::text, t.schema_name::text, {epoch_sql(shared_schema)}, "
-        "(SELECT nspname::text FROM pg_catalog.pg_namespace WHERE nspname = t.schema_name) "
+        f"({usable_sql('t.schema_name')}) "
         f"FROM {qualified(shared_schema, TABLE)} t WHERE t.id = {quote_literal(tenant)}"
     )
 

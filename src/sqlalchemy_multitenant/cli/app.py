@@ -35,8 +35,7 @@ def run(arguments: Sequence[str]) -> int:
     try:
         app(list(arguments), prog_name="multitenant")
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-        return code
+        return end.code if isinstance(end.code, int) else 1
     except BrokenPipeError:
         # The reader (head, less) went away; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -10,6 +10,7 @@ import os
 import sys
 import tomllib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
@@ -37,15 +38,13 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
-class Abort(MultitenantError, RuntimeError):
-    """The user said no."""
-
-
 def console(*, stderr: bool = False) -> Console:
     """A Rich console that leaves text alone where no terminal reads it."""
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty())
+    return Console(
+        stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty()
+    )
 
 
 def print_json(document: Any) -> None:
@@ -78,7 +77,9 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except MultitenantError as error:
             fail(str(error), 1, as_json=as_json, kind=type(error).__name__)
         except KeyboardInterrupt:
-            fail("interrupted; what was begun is finished or undone", 130, as_json=as_json, kind="Interrupted")
+            fail(
+                "interrupted; what was begun is finished or undone", 130, as_json=as_json, kind="Interrupted"
+            )
         except Exception as error:
             if not type(error).__module__.startswith("sqlalchemy"):
                 raise
@@ -108,7 +109,20 @@ def load_config(where: str | None) -> TenantConfig:
         raise ConfigurationError(
             origin, reference, f"{attribute!r} is a {type(found).__name__}, not a TenantConfig"
         )
-    return found
+    # Relative to the configuration, not to wherever the command happens to run.
+    file = getattr(module, "__file__", None)
+    base = Path(file).resolve().parent if file and _is_file(place) else Path.cwd()
+    settings = found.migrations
+    return replace(
+        found,
+        migrations=replace(
+            settings, tenant_dir=base / settings.tenant_dir, shared_dir=base / settings.shared_dir
+        ),
+    )
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py") or "/" in place
 
 
 def _has_attribute(reference: str) -> bool:
@@ -140,7 +154,7 @@ def _reference(where: str | None) -> tuple[str, str]:
 
 
 def _import(origin: str, place: str) -> Any:
-    is_file = place.endswith(".py") or "/" in place
+    is_file = _is_file(place)
     path = Path(place).resolve()
     if is_file and not path.is_file():
         raise ConfigurationError(origin, place, f"there is no such file as {path}")

@@ -27,5 +27,7 @@ def init(
         out.print(f"[green]wrote[/] {path}")
     for path in kept:
         out.print(f"[yellow]kept [/] {path} (it was there already)")
-    out.print("\nNext: [bold]multitenant generate --name first[/], then [bold]multitenant migrate --shared[/]")
+    out.print(
+        "\nNext: [bold]multitenant generate --name first[/], then [bold]multitenant migrate --shared[/]"
+    )
     out.print("and [bold]multitenant tenant create --id acme[/].")

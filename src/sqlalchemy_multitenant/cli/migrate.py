@@ -6,14 +6,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import ConfigOption, JsonOption, console, fail, load_config, parse_ids, print_json, reports_errors
+from .common import (
+    ConfigOption,
+    JsonOption,
+    console,
+    fail,
+    load_config,
+    parse_ids,
+    print_json,
+    reports_errors,
+)
 
 if TYPE_CHECKING:
     from ..migrations.report import MigrationReport, TenantResult
 
 
 @reports_errors
-def migrate(
+def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     everyone: Annotated[bool, typer.Option("--all", help="Every tenant.")] = False,
     tenants: Annotated[str | None, typer.Option("--tenants", metavar="A,B,C", help="These tenants.")] = None,
     tenant: Annotated[str | None, typer.Option("--tenant", metavar="ID", help="This tenant.")] = None,
@@ -46,8 +55,8 @@ def migrate(
             return
         results: list[TenantResult] = []
         report: MigrationReport | None = None
-        if shared and not mark_applied:
-            results.append(migrator.migrate_shared())
+        if shared:
+            results.append(migrator.mark_shared_applied() if mark_applied else migrator.migrate_shared())
         if any(chosen):
             if mark_applied:
                 report = migrator.mark_applied(ids)
@@ -133,5 +142,9 @@ def _show_plans(plans: list[Any], as_json: bool) -> None:
         out.print(escape(p.plan.sql))
 
 
+SHOWN = 5
+"""How many tenants a plan names."""
+
+
 def _some(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004
+    return ", ".join(names[:5]) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")

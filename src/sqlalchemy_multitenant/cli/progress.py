@@ -5,9 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from typing_extensions import Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from ..migrations.report import MigrationState
@@ -66,5 +64,7 @@ class Progress:
             self._bar.update(self._task, completed=self._done, rate=rate, failed=self._failed)
         elif not self._quiet and time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
-            sys.stderr.write(f"{self._done}/{self._total} tenants, {rate:.0f}/s, {self._failed} failed ({tenant})\n")
+            sys.stderr.write(
+                f"{self._done}/{self._total} tenants, {rate:.0f}/s, {self._failed} failed ({tenant})\n"
+            )
             sys.stderr.flush()

@@ -39,6 +39,7 @@ def status(
                         "applied": t.applied,
                         "pending": list(t.pending),
                         "status": t.state,
+                        "suspended": t.suspended,
                         "problem": t.problem,
                     }
                     for t in found
@@ -67,7 +68,9 @@ def render(found: list[TenantMigrationStatus], pending: list[tuple[str, int]]) -
             ", ".join(tenant.heads) or "-",
             str(tenant.applied),
             str(len(tenant.pending)),
-            STYLES[tenant.state] + (f" {escape(tenant.problem)}" if tenant.problem else ""),
+            STYLES[tenant.state]
+            + (f" {escape(tenant.problem)}" if tenant.problem else "")
+            + (" (suspended)" if tenant.suspended else ""),
         )
     out.print(table)
     if pending:

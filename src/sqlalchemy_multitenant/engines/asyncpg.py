@@ -8,10 +8,10 @@ method that sends SQL refuses to do so outside of a transaction.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, Literal
 
-import asyncpg  # type: ignore[import-untyped]
-from asyncpg.connection import Connection  # type: ignore[import-untyped]
+import asyncpg
+from asyncpg.connection import Connection
 from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.util import LRUCache, await_only
@@ -38,6 +38,11 @@ _SENDS_SQL = (
     "copy_to_table",
     "add_listener",
 )
+
+
+def _sqlstate(error: Exception) -> str | None:
+    """The SQLSTATE of an error of the server's."""
+    return getattr(error, "sqlstate", None)
 
 
 class _ScopedTransaction:
@@ -103,7 +108,7 @@ class AsyncpgScopedConnection(Connection):  # type: ignore[misc]
                 await super().execute(begin_sql(begin, scope, used=used))
             except asyncpg.PostgresError as error:
                 await self.end_scoped("ROLLBACK")
-                if error.sqlstate not in STALE_SQLSTATES:
+                if _sqlstate(error) not in STALE_SQLSTATES:
                     raise
             else:
                 return
@@ -113,7 +118,7 @@ class AsyncpgScopedConnection(Connection):  # type: ignore[misc]
             await super().execute(source.refresh(None if row is None else tuple(row)).fresh)
         except Exception as error:
             await self.end_scoped("ROLLBACK")
-            meaning = source.explain(error.sqlstate) if isinstance(error, asyncpg.PostgresError) else None
+            meaning = source.explain(_sqlstate(error))
             if meaning is None:
                 raise
             raise meaning from error
@@ -169,7 +174,7 @@ class ScopedAsyncpgDialect(PGDialect_asyncpg):
     supports_statement_cache = True
 
     def create_connect_args(self, url: URL) -> Any:
-        args, kwargs = super().create_connect_args(url)
+        args, kwargs = super().create_connect_args(url)  # type: ignore[no-untyped-call]
         kwargs["connection_class"] = AsyncpgScopedConnection
         # asyncpg's own cache is for its fetch() methods, which the adapter does not use.
         kwargs["statement_cache_size"] = 0
@@ -188,9 +193,9 @@ class ScopedAsyncpgDialect(PGDialect_asyncpg):
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
         refuse_autocommit(level)
-        super().set_isolation_level(dbapi_connection, level)
+        super().set_isolation_level(dbapi_connection, level)  # type: ignore[no-untyped-call]
 
-    def do_ping(self, dbapi_connection: Any) -> bool:
+    def do_ping(self, dbapi_connection: Any) -> Literal[True]:
         try:
             await_only(dbapi_connection.driver_connection.ping())
         except Exception as error:

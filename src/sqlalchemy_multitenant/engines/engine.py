@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from psycopg import pq
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import ExceptionContext
@@ -16,7 +17,6 @@ from ..isolation.scope import SCOPE_OPTION
 from ..isolation.sqltext import find_transaction_control
 from ..naming import quote_literal
 from .pools import AsyncTenantQueuePool, TenantQueuePool
-from .psycopg import OUTSIDE
 
 _PACKAGE = __package__
 
@@ -46,6 +46,8 @@ def make_scoped_engine(config: TenantConfig, url: URL, *, is_async: bool) -> Eng
         "connect_args": dict(settings.connect_args),
         "echo": settings.echo,
     }
+    if not is_async:
+        url, options["connect_args"] = psycopg_url(url), _psycopg_args(config, url)
     scoped = scoped_url(url, is_async=is_async)
     if is_async:
         engine = create_async_engine(scoped, poolclass=AsyncTenantQueuePool, **options).sync_engine
@@ -58,12 +60,24 @@ def make_scoped_engine(config: TenantConfig, url: URL, *, is_async: bool) -> Eng
 def make_admin_engine(config: TenantConfig, url: URL, *, pool_size: int = 1) -> Engine:
     """A plain engine for the toolkit's own work: provisioning, migrations. No tenant's code gets it."""
     return create_engine(
-        url.set(drivername="postgresql+psycopg"),
+        psycopg_url(url),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=max(config.connection.pool_timeout_s, 60.0),
         connect_args={**_psycopg_args(config, url), "prepare_threshold": None},
         echo=config.connection.echo,
+    )
+
+
+def psycopg_url(url: URL) -> URL:
+    """`url` for psycopg: of an asyncpg URL's options, those that libpq has, and `ssl` as `sslmode`
+    (https://www.postgresql.org/docs/current/libpq-connect.html#LIBPQ-PARAMKEYWORDS)."""
+    if not url.drivername.endswith("asyncpg"):
+        return url.set(drivername="postgresql+psycopg")
+    known = {option.keyword.decode() for option in pq.Conninfo.get_defaults()}
+    query = {("sslmode" if key == "ssl" else key): value for key, value in url.query.items()}
+    return url.set(
+        drivername="postgresql+psycopg", query={key: value for key, value in query.items() if key in known}
     )
 
 
@@ -79,7 +93,7 @@ def _listen(engine: Engine, config: TenantConfig) -> None:
         record.driver_connection.arm()
 
     @event.listens_for(engine, "checkout")
-    def new_user(dbapi_connection: Any, record: Any, _proxy: Any) -> None:
+    def new_user(_dbapi_connection: Any, record: Any, _proxy: Any) -> None:
         record.driver_connection.mark_checked_out()
 
     @event.listens_for(engine, "begin")
@@ -87,7 +101,8 @@ def _listen(engine: Engine, config: TenantConfig) -> None:
         source = connection.get_execution_options().get(SCOPE_OPTION)
         if source is None:
             raise NoTenantError(
-                "this engine serves tenants, and no tenant is given: use tenants.get_db(...) or context.use_tenant(...)"
+                "this engine serves tenants, and none is given: "
+                "use tenants.get_db(...) or context.use_tenant(...)"
             )
         driver: Any = connection.connection.driver_connection
         driver.bind(source)

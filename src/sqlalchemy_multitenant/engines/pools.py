@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from threading import Lock, get_ident
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import Engine, event, exc
 from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
@@ -22,7 +22,6 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePoo
 from ..errors import TenantBusyError
 from ..events import Hooks, call_hook
 from ..placement import DEFAULT_SERVER, Target
-
 
 SHARED = Target()
 
@@ -87,6 +86,11 @@ class PoolEntry:
         return PoolStats(self.name, self.in_use, max(self.opened - self.in_use, 0))
 
 
+def _notes(record: ConnectionPoolEntry) -> dict[Any, Any]:
+    """What is noted about a place in the pool; outlives the connection in it."""
+    return cast("dict[Any, Any]", record.record_info)
+
+
 class PoolRegistry:
     """The engines of one manager, by target.
 
@@ -101,7 +105,7 @@ class PoolRegistry:
         check: called before a pool opens its first connection; raises to refuse it.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - wiring; the manager alone calls it
         self,
         make_engine: Callable[[Target], Engine],
         *,
@@ -169,7 +173,7 @@ class PoolRegistry:
                     # a place, and keeps it until it is checked out.
                     raise exc.DisconnectionError("the pool has been evicted")
                 entry.in_use += 1
-                record.record_info["multitenant_counted"] = 1
+                _notes(record)["multitenant_counted"] = 1
                 entry.opening.pop(self._whoami(), None)
                 self._live.move_to_end(entry)
 
@@ -178,7 +182,7 @@ class PoolRegistry:
         def returned(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             with lock:
                 # A checkout that failed is checked in, too, and was never counted.
-                entry.in_use -= record.record_info.pop("multitenant_counted", 0)
+                entry.in_use -= _notes(record).pop("multitenant_counted", 0)
                 entry.last_used = time.monotonic()
 
         @event.listens_for(engine, "close")

@@ -12,7 +12,7 @@ where the guard stands.
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import psycopg
 from psycopg import generators, pq
@@ -103,8 +103,7 @@ class _Scoped:
 
     def _finish_begin(self) -> _Gen:
         """Read the answer to BEGIN. Where the guard in it failed, begin anew with a look at the catalog."""
-        source = self._pending
-        assert source is not None
+        source = cast("ScopeSource", self._pending)
         results: Sequence[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
         self._pending = None
         if not results:
@@ -157,7 +156,7 @@ class _QuietUnlessUsed:
 
     pgresult: pq.abc.PGresult | None
 
-    def __del__(self) -> None:
+    def __del__(self, *_: Any) -> None:
         if self.pgresult is not None:
             super().__del__()  # type: ignore[misc]
 
@@ -268,7 +267,7 @@ class _ScopedDialect(PGDialect_psycopg):
     supports_statement_cache = True
 
     def create_connect_args(self, url: URL) -> Any:
-        args, kwargs = super().create_connect_args(url)
+        args, kwargs = super().create_connect_args(url)  # type: ignore[no-untyped-call]
         kwargs["autocommit"] = True
         # An enum type per schema breaks prepared statements when tenants alternate on a connection.
         kwargs["prepare_threshold"] = None
@@ -319,12 +318,12 @@ class ScopedPsycopgDialect(_ScopedDialect):
     def do_begin(self, dbapi_connection: Any) -> None:
         cast("ScopedConnection", _driver(dbapi_connection)).begin_scoped()
 
-    def do_ping(self, dbapi_connection: Any) -> bool:
+    def do_ping(self, dbapi_connection: Any) -> Literal[True]:
         cast("ScopedConnection", _driver(dbapi_connection)).ping()
         return True
 
     @classmethod
-    def get_async_dialect_cls(cls, url: URL) -> Any:
+    def get_async_dialect_cls(cls, url: URL) -> Any:  # noqa: ARG003
         return ScopedAsyncPsycopgDialect
 
 
@@ -341,6 +340,6 @@ class ScopedAsyncPsycopgDialect(_ScopedDialect, PGDialectAsync_psycopg):
     def do_begin(self, dbapi_connection: Any) -> None:
         await_only(cast("AsyncScopedConnection", _driver(dbapi_connection)).begin_scoped())
 
-    def do_ping(self, dbapi_connection: Any) -> bool:
+    def do_ping(self, dbapi_connection: Any) -> Literal[True]:
         await_only(cast("AsyncScopedConnection", _driver(dbapi_connection)).ping())
         return True

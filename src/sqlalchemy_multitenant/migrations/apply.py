@@ -11,10 +11,13 @@ import psycopg
 from psycopg import pq
 from sqlalchemy import Connection
 
-from ..errors import MigrationError, TenantBusyError
+from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
 from ..naming import SchemaName, quote_ident, quote_literal
 from .history import History
 from .plan import Heads, MigrationPlan, Statement
+
+SHOWN = 500
+"""How many characters of a failing statement its error shows."""
 
 
 class SchemaLockedError(TenantBusyError):
@@ -67,6 +70,7 @@ def apply_plan(
     Raises:
         SchemaLockedError: another migrator has it.
         PlanOutdatedError: another migrator was faster.
+        TenantNotFoundError: the schema is gone.
         MigrationError: a statement failed; says which, of which revision.
     """
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
@@ -75,8 +79,13 @@ def apply_plan(
         driver.execute(settings_sql(search_path, lock_timeout_s, statement_timeout_s).encode())
         locked = driver.execute(f"SELECT pg_try_advisory_xact_lock({lock_key(schema)})".encode())
         has_table = driver.execute(f"SELECT to_regclass({quote_literal(qualified)}) IS NOT NULL".encode())
+        lives_in = driver.execute(b"SELECT current_schema()")
         if not _one(locked):
             raise SchemaLockedError(tenant)
+        if _one(lives_in) != schema:
+            # PostgreSQL leaves out of the path what is not there, or may not be used: the tables would
+            # be built in the next schema on it, the shared one.
+            raise TenantNotFoundError(tenant, f"schema {schema!r} is gone, or this role may not use it")
         found: Heads = ()
         if _one(has_table):
             rows = driver.execute(f"SELECT version_num FROM {qualified} ORDER BY 1".encode()).fetchall()
@@ -119,5 +128,5 @@ def _succeeded(cursor: psycopg.Cursor[Any]) -> bool:
 
 def statement_failed(error: psycopg.Error, statement: Statement, tenant: str) -> MigrationError:
     """The error that names the statement and its revision."""
-    sql = statement.sql if len(statement.sql) <= 500 else statement.sql[:500] + " ..."
+    sql = statement.sql if len(statement.sql) <= SHOWN else statement.sql[:SHOWN] + " ..."
     return MigrationError(f"{str(error).strip()} [{error.sqlstate}] in: {sql}", tenant, statement.revision)

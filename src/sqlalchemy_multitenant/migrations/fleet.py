@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
+from typing import Any
 
 from sqlalchemy import Connection, text
 
@@ -40,10 +41,12 @@ def read_heads(
     heads: dict[SchemaName, set[str]] = {SchemaName(name): set() for name in present}
     for chunk in _chunks(with_table):
         union = " UNION ALL ".join(
-            f"SELECT {quote_literal(schema)}, version_num FROM {quote_ident(schema)}.{quote_ident(version_table)}"
+            f"SELECT {quote_literal(schema)}, version_num "
+            f"FROM {quote_ident(schema)}.{quote_ident(version_table)}"
             for schema in chunk
         )
-        for schema, revision in run_sql(connection, union):
+        found: list[Any] = list(run_sql(connection, union))
+        for schema, revision in found:
             heads[SchemaName(schema)].add(revision)
         connection.rollback()
     return {schema: tuple(sorted(heads[schema])) if schema in heads else None for schema in schemas}

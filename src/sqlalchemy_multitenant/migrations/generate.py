@@ -141,7 +141,10 @@ class _Scratch:
         """Write a revision for the difference between `models` and `schema`."""
         own = set(
             self._connection.scalars(
-                text("SELECT relname FROM pg_catalog.pg_class WHERE relnamespace = CAST(:schema AS regnamespace)"),
+                text(
+                    "SELECT relname FROM pg_catalog.pg_class "
+                    "WHERE relnamespace = CAST(:schema AS regnamespace)"
+                ),
                 {"schema": quote_ident(schema)},
             )
         )
@@ -161,7 +164,10 @@ class _Scratch:
             context.run_autogenerate(heads, migration)
             return []
 
-        with ALEMBIC_LOCK, EnvironmentContext(history.config, history.script, fn=fn, dont_mutate=True) as environment:
+        with (
+            ALEMBIC_LOCK,
+            EnvironmentContext(history.config, history.script, fn=fn, dont_mutate=True) as environment,
+        ):
             environment.configure(
                 connection=self._connection,
                 target_metadata=list(models),

@@ -40,15 +40,23 @@ class _CollectingImpl(PostgresqlImpl):
 
     @property
     def bind(self) -> Any:
-        raise _NeedsConnection("it calls op.get_bind()")
+        raise _NeedsConnectionError("it calls op.get_bind()")
+
+    def emit_commit(self) -> None:
+        # Called by autocommit_block() alone: the plan's transaction is not Alembic's.
+        raise MigrationError(
+            "autocommit_block() (CREATE INDEX CONCURRENTLY and the like) is not supported yet: what it runs "
+            "could not be undone together with the rest",
+            revision=self.revision,
+        )
 
     def _exec(self, construct: Any, *_: Any, multiparams: Any = None, params: Any = None, **__: Any) -> None:
         if multiparams or params:
-            raise _NeedsConnection("a statement is executed with parameters")
+            raise _NeedsConnectionError("a statement is executed with parameters")
         if isinstance(construct, str):
             construct = text(construct)
-        literal = {} if isinstance(construct, DDLElement) else {"compile_kwargs": {"literal_binds": True}}
-        compiled = str(construct.compile(dialect=self.dialect, **literal))
+        literal = {} if isinstance(construct, DDLElement) else {"literal_binds": True}
+        compiled = str(construct.compile(dialect=self.dialect, compile_kwargs=literal))
         self.collected += [Statement(sql, self.revision) for sql in split_statements(compiled)]
 
 
@@ -141,7 +149,9 @@ class History:
         """
         if not self.exists:
             if start:
-                raise MigrationError(f"the schema is at {', '.join(start)}, and {self.directory} has no revisions")
+                raise MigrationError(
+                    f"the schema is at {', '.join(start)}, and {self.directory} has no revisions"
+                )
             return []
         with self._translated():
             steps = self.script._upgrade_revs(target, start)  # type: ignore[arg-type]
@@ -166,7 +176,7 @@ class History:
         end = self._heads_after(start, target)
         try:
             first, second = self._render(start, target), self._render(start, target)
-        except _NeedsConnection as reason:
+        except _NeedsConnectionError as reason:
             return MigrationPlan(start, end, revisions, (), online=str(reason))
         if first != second:
             # uuid4(), now() and the like: each tenant is to get a value of its own.
@@ -198,10 +208,12 @@ class History:
             impl.collected, impl.revision = [], None
             try:
                 environment.run_migrations()
+            except MigrationError:
+                raise
             except Exception as error:
                 # Without a connection, what needs one fails in whichever way it does. It is then run
                 # online, where a real fault shows again.
-                raise _NeedsConnection(f"{type(error).__name__}: {error}") from error
+                raise _NeedsConnectionError(f"{type(error).__name__}: {error}") from error
         return impl.collected
 
     def _heads_after(self, start: Heads, target: str) -> Heads:
@@ -229,10 +241,14 @@ class History:
     def plan_stamp(self, start: Heads) -> MigrationPlan:
         """The plan that records the newest revisions as applied, without running anything."""
         name = quote_ident(self.version_table)
-        statements = [f"DELETE FROM {name}"] if start else [
-            f"CREATE TABLE {name} (version_num varchar(32) NOT NULL, "
-            f"CONSTRAINT {quote_ident(self.version_table + '_pkc')} PRIMARY KEY (version_num))"
-        ]
+        statements = (
+            [f"DELETE FROM {name}"]
+            if start
+            else [
+                f"CREATE TABLE {name} (version_num varchar(32) NOT NULL, "
+                f"CONSTRAINT {quote_ident(self.version_table + '_pkc')} PRIMARY KEY (version_num))"
+            ]
+        )
         end = self.heads()
         statements += [f"INSERT INTO {name} (version_num) VALUES ({quote_literal(head)})" for head in end]
         return MigrationPlan(start, end, tuple(self.pending(start)), tuple(map(Statement, statements)))
@@ -241,7 +257,7 @@ class History:
         return _Translated(self)
 
 
-class _NeedsConnection(Exception):
+class _NeedsConnectionError(Exception):
     pass
 
 
@@ -258,7 +274,9 @@ class _Translated:
         if isinstance(error, CommandError):
             raise MigrationError(f"{error} (in {self.history.directory})") from error
         if isinstance(error, UserWarning | KeyError):
-            raise MigrationError(f"the revisions in {self.history.directory} do not connect: {error}") from error
+            raise MigrationError(
+                f"the revisions in {self.history.directory} do not connect: {error}"
+            ) from error
         if isinstance(error, SyntaxError | ImportError | NameError):
             raise MigrationError(
                 f"a revision in {self.history.directory} cannot be loaded: {type(error).__name__}: {error}"
@@ -268,5 +286,3 @@ class _Translated:
 def _revision(script: Script) -> Revision:
     message = (script.doc or "").strip().splitlines()
     return Revision(str(script.revision), message[0] if message else "", Path(script.path).name)
-
-

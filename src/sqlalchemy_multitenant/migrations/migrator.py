@@ -10,18 +10,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import psycopg
 from sqlalchemy import URL, Engine
 from sqlalchemy.exc import DBAPIError
-from typing_extensions import Self
 
 from ..catalog.members import Member, Membership
+from ..catalog.records import TenantStatus
 from ..config import TenantConfig
 from ..engines.engine import make_admin_engine
 from ..engines.server import resolve_url
-from ..errors import ConfigurationError, MigrationError, TenantNotFoundError
+from ..errors import ConfigurationError, MigrationError, TenantError, TenantNotFoundError
 from ..naming import SchemaName, parse_tenant_id
 from .apply import PlanOutdatedError, SchemaLockedError, apply_plan
 from .fleet import read_heads
@@ -73,20 +73,15 @@ class FleetPlan:
 class Migrator:
     """Migrations over the whole fleet. A context manager; `close()` otherwise.
 
-    Args:
-        config: the configuration.
-        base_dir: what relative folders in it are relative to; the working folder unless given.
-
     Raises:
         ConfigurationError: the configuration cannot work.
     """
 
-    def __init__(self, config: TenantConfig, *, base_dir: str | Path | None = None) -> None:
+    def __init__(self, config: TenantConfig) -> None:
         self.config = config
-        base = Path(base_dir) if base_dir is not None else Path()
         settings = config.migrations
-        self.tenant_history = History(base / settings.tenant_dir, settings.version_table, "tenant")
-        self.shared_history = History(base / settings.shared_dir, settings.version_table, SHARED)
+        self.tenant_history = History(Path(settings.tenant_dir), settings.version_table, "tenant")
+        self.shared_history = History(Path(settings.shared_dir), settings.version_table, SHARED)
         self.members = Membership(config)
         self._engines: dict[int, Engine] = {}
         self._callback_lock = threading.Lock()
@@ -180,7 +175,9 @@ class Migrator:
         shared = SchemaName(self.config.schemas.shared_schema)
         start = self._heads_of([shared])[shared]
         path = (shared, *self.config.schemas.extra_search_path)
-        result = self._run(_Job(SHARED, shared, path, start or ()), self.shared_history, self.engine(), on_progress)
+        result = self._run(
+            _Job(SHARED, shared, path, start or ()), self.shared_history, self.engine(), on_progress
+        )
         if result.error is not None:
             raise result.error
         return result
@@ -197,6 +194,8 @@ class Migrator:
         Raises:
             TenantNotFoundError: one of them does not exist.
         """
+        if isinstance(tenants, str):
+            raise ConfigurationError("tenants", tenants, f"several ids: [{tenants!r}]")
         wanted = None if tenants is None else list(dict.fromkeys(map(parse_tenant_id, tenants)))
         with self.engine().connect() as connection:
             members = self.members.list(connection)
@@ -228,8 +227,13 @@ class Migrator:
                 error = MigrationError(f"schema {member.schema!r} does not exist", member.id)
                 results[member.id] = TenantResult(tenant=member.id, state=MigrationState.FAILED, error=error)
             else:
-                path = (member.schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
+                path = (
+                    member.schema,
+                    self.config.schemas.shared_schema,
+                    *self.config.schemas.extra_search_path,
+                )
                 jobs.append(_Job(member.id, member.schema, path, start))
+        self._compile({job.start for job in jobs})
         aborted = False
 
         def work(job: _Job) -> TenantResult:
@@ -254,7 +258,8 @@ class Migrator:
             results[result.tenant] = result
         for job in jobs:
             results.setdefault(
-                job.name, TenantResult(tenant=job.name, state=MigrationState.SKIPPED, start=job.start, end=job.start)
+                job.name,
+                TenantResult(tenant=job.name, state=MigrationState.SKIPPED, start=job.start, end=job.start),
             )
         return MigrationReport.of((results[m.id] for m in members), aborted=aborted)
 
@@ -269,6 +274,16 @@ class Migrator:
     def _heads_of(self, schemas: Sequence[SchemaName]) -> Mapping[SchemaName, Heads | None]:
         with self.engine().connect() as connection:
             return read_heads(connection, schemas, self.config.migrations.version_table)
+
+    def _compile(self, starts: Iterable[Heads]) -> None:
+        """Compile what the run needs, so that a revision that cannot work is told before any tenant is
+        touched. A tenant at an unknown revision is that tenant's failure alone."""
+        for start in starts:
+            try:
+                self.tenant_history.pending(start)
+            except MigrationError:
+                continue
+            self.tenant_history.plan_upgrade(start)
 
     @staticmethod
     def _wants_abort(result: TenantResult, on_error: OnError | None) -> bool:
@@ -289,7 +304,11 @@ class Migrator:
             duration_ms = (time.perf_counter() - started) * 1000
             values: dict[str, object] = {"start": start, "end": start, **more}
             return TenantResult(
-                tenant=job.name, state=state, duration_ms=duration_ms, attempts=max(attempt, 1), **values  # type: ignore[arg-type]
+                tenant=job.name,
+                state=state,
+                duration_ms=duration_ms,
+                attempts=max(attempt, 1),
+                **values,  # type: ignore[arg-type]
             )
 
         while True:
@@ -306,11 +325,11 @@ class Migrator:
             except SchemaLockedError as locked:
                 if time.monotonic() > patience:
                     return result(MigrationState.FAILED, error=locked)
-                time.sleep(random.uniform(0.05, 0.5))
+                time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - no secret
             except (MigrationError, DBAPIError, psycopg.Error) as error:
                 if not is_transient(error) or attempt >= MAX_ATTEMPTS:
                     return result(MigrationState.FAILED, error=_as_migration_error(error, job.name))
-                time.sleep(random.uniform(0, 0.1 * 2**attempt))
+                time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311 - no secret
             except Exception as error:
                 # An online revision may raise anything.
                 return result(MigrationState.FAILED, error=_as_migration_error(error, job.name))
@@ -366,6 +385,7 @@ class Migrator:
                 TenantMigrationStatus(
                     tenant=member.id,
                     schema=member.schema,
+                    suspended=member.status is TenantStatus.SUSPENDED,
                     heads=at or (),
                     applied=applied,
                     pending=pending,
@@ -415,32 +435,38 @@ class Migrator:
         """
         members = self.find_members(tenants)
         heads = self._read_heads(members)
-        results = []
-        for member in members:
-            start = heads[member.schema] or ()
-            plan = self.tenant_history.plan_stamp(start)
-            if plan.is_empty:
-                results.append(TenantResult(tenant=member.id, state=MigrationState.SKIPPED, start=start, end=start))
-                continue
-            job = _Job(member.id, member.schema, (member.schema,), start)
-            try:
-                self._apply(job, plan, self.tenant_history, self.engine())
-            except (MigrationError, DBAPIError, psycopg.Error, SchemaLockedError) as error:
-                failed = _as_migration_error(error, member.id)
-                results.append(
-                    TenantResult(tenant=member.id, state=MigrationState.FAILED, start=start, end=start, error=failed)
-                )
-            else:
-                results.append(
-                    TenantResult(
-                        tenant=member.id,
-                        state=MigrationState.DONE,
-                        start=start,
-                        end=plan.end,
-                        applied=tuple(r.id for r in plan.revisions),
-                    )
-                )
-        return MigrationReport.of(results)
+        jobs = [_Job(m.id, m.schema, (m.schema,), heads[m.schema] or ()) for m in members]
+        return MigrationReport.of(self._mark(job, self.tenant_history) for job in jobs)
+
+    def mark_shared_applied(self) -> TenantResult:
+        """The same for the shared schema.
+
+        Raises:
+            MigrationError: it could not be recorded.
+        """
+        self.install_catalog()
+        shared = SchemaName(self.config.schemas.shared_schema)
+        job = _Job(SHARED, shared, (shared,), self._heads_of([shared])[shared] or ())
+        result = self._mark(job, self.shared_history)
+        if result.error is not None:
+            raise result.error
+        return result
+
+    def _mark(self, job: _Job, history: History) -> TenantResult:
+        plan = history.plan_stamp(job.start)
+        if plan.is_empty:
+            return TenantResult(tenant=job.name, state=MigrationState.SKIPPED, start=job.start, end=job.start)
+        try:
+            self._apply(job, plan, history, self.engine())
+        except (MigrationError, DBAPIError, psycopg.Error, TenantError, PlanOutdatedError) as error:
+            failed = _as_migration_error(error, job.name)
+            return TenantResult(
+                tenant=job.name, state=MigrationState.FAILED, start=job.start, end=job.start, error=failed
+            )
+        applied = tuple(r.id for r in plan.revisions)
+        return TenantResult(
+            tenant=job.name, state=MigrationState.DONE, start=job.start, end=plan.end, applied=applied
+        )
 
 
 def is_transient(error: BaseException) -> bool:
@@ -456,7 +482,7 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _as_migration_error(error: BaseException, tenant: str) -> BaseException:
-    if isinstance(error, MigrationError | SchemaLockedError):
+    if isinstance(error, MigrationError | TenantError):
         return error
     wrapped = MigrationError(f"{type(error).__name__}: {error}", tenant)
     wrapped.__cause__ = error

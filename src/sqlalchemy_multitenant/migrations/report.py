@@ -88,6 +88,7 @@ class TenantMigrationStatus:
     Attributes:
         applied: how many revisions of the history it has.
         pending: the ids of those it lacks, oldest first.
+        suspended: whether it is; it is migrated all the same.
         problem: why that cannot be told (no schema, an unknown revision), or None.
     """
 
@@ -96,6 +97,7 @@ class TenantMigrationStatus:
     heads: Heads
     applied: int
     pending: tuple[str, ...]
+    suspended: bool = False
     problem: str | None = None
 
     @property

@@ -26,7 +26,7 @@ def downgrade() -> None:
     ${downgrades if downgrades else "pass"}
 '''
 
-CONFIG_TEMPLATE = '''"""The multi-tenancy of this project; found by the `multitenant` command in the folder it runs in."""
+CONFIG_TEMPLATE = '''"""The multi-tenancy of this project. The `multitenant` command looks for this file."""
 
 from pathlib import Path
 

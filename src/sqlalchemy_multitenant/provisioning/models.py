@@ -16,7 +16,7 @@ def plan_tables(metadatas: Sequence[MetaData]) -> list[str]:
     def collect(ddl: ExecutableDDLElement, *_: object, **__: object) -> None:
         statements.append(str(ddl.compile(dialect=engine.dialect)).strip())
 
-    engine = create_mock_engine("postgresql+psycopg://", collect)  # type: ignore[arg-type]
+    engine = create_mock_engine("postgresql+psycopg://", collect)
     for metadata in metadatas:
-        metadata.create_all(engine, checkfirst=False)  # type: ignore[arg-type]
+        metadata.create_all(engine, checkfirst=False)
     return statements

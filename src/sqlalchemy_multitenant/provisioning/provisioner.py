@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from threading import Lock
 from typing import Any
@@ -17,7 +18,6 @@ from ..errors import (
     ConfigurationError,
     InvalidTenantIdError,
     MigrationError,
-
     MultitenantError,
     ProvisioningError,
     TenantBusyError,
@@ -25,9 +25,10 @@ from ..errors import (
     TenantExistsError,
     TenantNotFoundError,
 )
-from ..migrations.apply import apply_plan, lock_key, settings_sql
-from ..migrations.history import History
 from ..isolation.run import run_sql
+from ..migrations.apply import apply_plan, lock_key, settings_sql
+from ..migrations.fleet import read_heads
+from ..migrations.history import History
 from ..naming import SchemaName, SchemaNaming, TenantId, parse_tenant_id, quote_ident
 from .models import plan_tables
 
@@ -43,12 +44,15 @@ class Provisioner:
         self._url = url
         self._lock = Lock()
         self._engine: Engine | None = None
+        self._closed = False
         self._history = History(_path(config), config.migrations.version_table, "tenant")
         self._installed = False
 
     @property
     def engine(self) -> Engine:
         with self._lock:
+            if self._closed:
+                raise RuntimeError("this manager is closed; build a new one")
             if self._engine is None:
                 self._engine = make_admin_engine(self.config, self._url, pool_size=2)
             return self._engine
@@ -56,6 +60,7 @@ class Provisioner:
     def close(self) -> None:
         """Close all connections. Idempotent."""
         with self._lock:
+            self._closed = True
             if self._engine is not None:
                 self._engine.dispose()
                 self._engine = None
@@ -66,10 +71,16 @@ class Provisioner:
         """See `TenantManager.create_tenant`."""
         parsed = parse_tenant_id(tenant)
         name = self._schema(parsed, schema)
+        try:
+            json.dumps(dict(metadata or {}))
+        except (TypeError, ValueError) as error:
+            raise ConfigurationError("metadata", metadata, f"a dict that JSON can hold: {error}") from error
         if self.members.uses_catalog:
             self._install()
         else:
             self.list()  # the ids that the application lists have the first claim to their schemas
+        if not self._history.exists:
+            self._refuse_lost_history(parsed)
         try:
             with self.engine.begin() as connection:
                 self._create(connection, parsed, name, metadata or {})
@@ -83,7 +94,9 @@ class Provisioner:
         if override is None:
             return self.config.naming.schema_for(tenant)
         if not self.members.uses_catalog:
-            raise ConfigurationError("schema", override, "only the catalog can hold it; `discover` is configured")
+            raise ConfigurationError(
+                "schema", override, "only the catalog can hold it; `discover` is configured"
+            )
         # The same rules as for what a callable returns.
         reserved = self.config.naming.reserved
         return SchemaNaming(lambda _id: override, reserved).schema_for(tenant)
@@ -118,29 +131,28 @@ class Provisioner:
                 statement_timeout_s=settings.statement_timeout_s,
             )
             return
-        self._refuse_lost_history(connection, tenant)
         run_sql(connection, settings_sql(path, settings.lock_timeout_s, settings.statement_timeout_s))
         for statement in plan_tables(self.config.schemas.tenant):
             run_sql(connection, statement)
 
-    def _refuse_lost_history(self, connection: Connection, tenant: TenantId) -> None:
-        """A project without revisions gets its tables from the models. But where other tenants have a
-        version table, the revisions exist, and merely are not where this process looks for them."""
-        table = self._history.version_table
-        shared = self.config.schemas.shared_schema
-        versioned = connection.scalar(
-            text(
-                "SELECT n.nspname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
-                "ON n.oid = c.relnamespace WHERE c.relname = :table AND n.nspname <> :shared LIMIT 1"
-            ),
-            {"table": table, "shared": shared},
-        )
-        if versioned is not None:
+    def _refuse_lost_history(self, tenant: TenantId) -> None:
+        """A project without a folder of revisions gets its tables from the models. But where there is a
+        folder, or where other tenants were migrated, there ought to be revisions."""
+        folder = self._history.directory
+        mend = "run `multitenant generate --name first`, or give migrations.tenant_dir as an absolute path"
+        if folder.exists():
             raise ProvisioningError(
-                tenant,
-                f"nothing was created: {self._history.directory.resolve()} holds no revisions, yet schema "
-                f"{versioned!r} has been migrated; give migrations.tenant_dir as an absolute path",
+                tenant, f"nothing was created: {folder.resolve()} holds no revisions; {mend}"
             )
+        with self.engine.connect() as connection:
+            schemas = [member.schema for member in self.members.list(connection)]
+            heads = read_heads(connection, schemas, self._history.version_table)
+        for schema, at in heads.items():
+            if at:
+                raise ProvisioningError(
+                    tenant,
+                    f"there is no folder {folder.resolve()}, yet schema {schema!r} has been migrated; {mend}",
+                )
 
     def _explain(self, error: DBAPIError, tenant: TenantId, schema: SchemaName) -> MultitenantError:
         sqlstate = getattr(error.orig, "sqlstate", None)
@@ -149,8 +161,8 @@ class Provisioner:
                 return TenantExistsError(tenant, f"schema {schema!r} exists already")
             return TenantExistsError(
                 tenant,
-                f"schema {schema!r} exists already, with data that belongs to no tenant of the catalog; nothing "
-                "was changed. Drop or rename the schema, or choose another id",
+                f"schema {schema!r} exists already, with data that belongs to no tenant of the catalog; "
+                "nothing was changed. Drop or rename the schema, or choose another id",
             )
         if sqlstate == _UNIQUE_VIOLATION:
             with self.engine.connect() as connection:
@@ -166,7 +178,10 @@ class Provisioner:
         settings = self.config.migrations
         try:
             with self.engine.begin() as connection:
-                run_sql(connection, settings_sql((self.config.schemas.shared_schema,), settings.lock_timeout_s, None))
+                run_sql(
+                    connection,
+                    settings_sql((self.config.schemas.shared_schema,), settings.lock_timeout_s, None),
+                )
                 if self.members.uses_catalog:
                     member = self.members.lock(connection, member.id)
                 if not connection.scalar(
@@ -253,5 +268,3 @@ def _path(config: TenantConfig) -> Any:
     from pathlib import Path
 
     return Path(config.migrations.tenant_dir)
-
-
