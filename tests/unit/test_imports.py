@@ -103,7 +103,7 @@ def test_a_public_method_is_documented(name: str) -> None:
 
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="has no attribute 'TenantManger'"):
-        _ = package.TenantManger  # type: ignore[attr-defined]
+        _ = package.TenantManger
 
 
 def test_type_checkers_see_what_is_loaded_lazily() -> None:

@@ -103,6 +103,16 @@ def test_a_standard_function_body_is_kept_whole() -> None:
     ]
 
 
+def test_what_follows_a_standard_function_body_is_a_statement_of_its_own() -> None:
+    """A pipeline takes one statement at a time."""
+    assert split_statements(f"SELECT 1; {ATOMIC}; SELECT 2") == ["SELECT 1", ATOMIC, "SELECT 2"]
+
+
+def test_what_follows_a_standard_function_body_is_looked_at() -> None:
+    assert find_transaction_control(f"{ATOMIC}; COMMIT") == "COMMIT"
+    assert find_transaction_control("SELECT begin atomic FROM t; COMMIT") == "COMMIT"
+
+
 def test_the_words_begin_atomic_in_a_string_keep_nothing_together() -> None:
     assert split_statements("SELECT 'BEGIN ATOMIC'; SELECT 2") == ["SELECT 'BEGIN ATOMIC'", "SELECT 2"]
 

@@ -17,8 +17,8 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.util import LRUCache, await_only
 
 from ..errors import NoTenantError
-from ..isolation.scope import STALE_SQLSTATES, ScopeSource, begin_nowhere_sql, begin_sql
-from .psycopg import OUTSIDE, refuse_autocommit
+from ..isolation.scope import STALE_SQLSTATES, begin_nowhere_sql, begin_sql
+from .guard import OUTSIDE, Guarded, refuse_autocommit
 
 _FIRST_USER_OID = 16384
 """Types below are built in, the same in every schema
@@ -62,25 +62,8 @@ class _ScopedTransaction:
         await self._connection.end_scoped("ROLLBACK")
 
 
-class AsyncpgScopedConnection(Connection):  # type: ignore[misc]
+class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
     """An asyncpg connection that runs nothing outside a scoped transaction."""
-
-    _armed = False
-    _used = False
-    _next: ScopeSource | None = None
-
-    def arm(self) -> None:
-        """From now on, refuse whatever is sent outside a scoped transaction."""
-        self._armed = True
-
-    def mark_checked_out(self) -> None:
-        """A new user has the connection: its first BEGIN cleans up after the last one."""
-        self._used = True
-        self._next = None
-
-    def bind(self, source: ScopeSource) -> None:
-        """The next BEGIN is for `source`."""
-        self._next = source
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
@@ -98,11 +81,8 @@ class AsyncpgScopedConnection(Connection):  # type: ignore[misc]
             NoTenantError: no scope is bound.
             TenantNotFoundError, TenantSuspendedError: the tenant cannot be entered.
         """
-        source, self._next = self._next, None
-        if source is None:
-            raise NoTenantError(OUTSIDE)
-        scope = source.current()
-        used, self._used = self._used, False
+        source = self._take_scope()
+        scope, used = source.current(), self._take_used()
         if scope is not None:
             try:
                 await super().execute(begin_sql(begin, scope, used=used))

@@ -20,8 +20,9 @@ from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 from sqlalchemy.util import await_only
 
-from ..errors import ConfigurationError, NoTenantError
+from ..errors import NoTenantError
 from ..isolation.scope import STALE_SQLSTATES, Scope, ScopeSource, begin_nowhere_sql, begin_sql
+from .guard import OUTSIDE, Guarded, refuse_autocommit
 
 _IDLE = pq.TransactionStatus.IDLE
 _OPEN = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
@@ -29,44 +30,16 @@ _ERRORS = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
 _Gen = Generator[Any, Any, Any]
 
-OUTSIDE = (
-    "this connection serves tenants and is in no transaction of one: "
-    "use the sessions and connections of a TenantDb (and not COMMIT or ROLLBACK as SQL text)"
-)
 
-
-class _Scoped:
+class _Scoped(Guarded):
     """What the sync and the async connection share."""
 
     pgconn: pq.abc.PGconn
 
-    # Class attributes, so that the guard is in a defined state even inside psycopg's own connect().
-    _armed = False
-    _used = False
-    _next: ScopeSource | None = None
     _pending: ScopeSource | None = None
     isolation: str | None = None
     read_only_mode: bool | None = None
     deferrable_mode: bool | None = None
-
-    def arm(self) -> None:
-        """From now on, refuse whatever is sent outside a scoped transaction."""
-        self._armed = True
-
-    def mark_checked_out(self) -> None:
-        """A new user has the connection: its first BEGIN cleans up after the last one."""
-        self._used = True
-        self._next = None
-
-    def bind(self, source: ScopeSource) -> None:
-        """The next BEGIN is for `source`."""
-        self._next = source
-
-    def _take_scope(self) -> ScopeSource:
-        source, self._next = self._next, None
-        if source is None:
-            raise NoTenantError(OUTSIDE)
-        return source
 
     def _begin_command(self) -> str:
         modes = [f"ISOLATION LEVEL {self.isolation}"] if self.isolation else []
@@ -78,8 +51,7 @@ class _Scoped:
 
     def _send_begin(self, source: ScopeSource, scope: Scope) -> None:
         """Send BEGIN, and leave the answer to whatever is sent next."""
-        script = begin_sql(self._begin_command(), scope, used=self._used)
-        self._used = False
+        script = begin_sql(self._begin_command(), scope, used=self._take_used())
         self._pending = source
         self.pgconn.send_query(script.encode())
         self.pgconn.flush()
@@ -120,8 +92,7 @@ class _Scoped:
 
     def _begin_and_look_up(self, source: ScopeSource) -> _Gen:
         """Open a transaction, look the tenant up in it, and scope it."""
-        begin = begin_nowhere_sql(self._begin_command(), used=self._used)
-        self._used = False
+        begin = begin_nowhere_sql(self._begin_command(), used=self._take_used())
         try:
             row = yield from self._query_row(begin + source.lookup_sql)
             scope = source.refresh(row)
@@ -248,17 +219,6 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
     async def rollback(self) -> None:
         if not self._between_transactions:
             await super().rollback()
-
-
-def refuse_autocommit(level: str) -> None:
-    """Raise for AUTOCOMMIT, under which a scope would end with its first statement."""
-    if level == "AUTOCOMMIT":
-        raise ConfigurationError(
-            "isolation_level",
-            level,
-            "a tenant's statements run in transactions, since its scope ends with them; what cannot run "
-            "in one (VACUUM, CREATE INDEX CONCURRENTLY) belongs in a migration or in a psql of your own",
-        )
 
 
 class _ScopedDialect(PGDialect_psycopg):

@@ -12,9 +12,9 @@ from psycopg import pq
 from sqlalchemy import Connection
 
 from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
-from ..naming import SchemaName, quote_ident, quote_literal
+from ..naming import quote_ident, quote_literal
 from .history import History
-from .plan import Heads, MigrationPlan, Statement
+from .plan import Destination, Heads, MigrationPlan, Statement, Timeouts
 
 SHOWN = 500
 """How many characters of a failing statement its error shows."""
@@ -41,30 +41,21 @@ def lock_key(schema: str) -> int:
     return int(struct.unpack("<q", digest[:8])[0])
 
 
-def settings_sql(search_path: Sequence[str], lock_timeout_s: float, statement_timeout_s: float | None) -> str:
-    """One SELECT that sets what holds for the transaction. Parameters of SET cannot be bound, those of
-    set_config() can, and its last argument makes it local
-    (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET)."""
+def settings_sql(search_path: Sequence[str], timeouts: Timeouts) -> str:
+    """One SELECT that sets what holds for the transaction: set_config() with true as its last argument is
+    SET LOCAL (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET)."""
     path = ", ".join([*map(quote_ident, search_path), "pg_temp"])
     return (
         f"SELECT set_config('search_path', {quote_literal(path)}, true), "
-        f"set_config('lock_timeout', '{max(round(lock_timeout_s * 1000), 1)}', true), "
-        f"set_config('statement_timeout', '{round((statement_timeout_s or 0) * 1000)}', true)"
+        f"set_config('lock_timeout', '{max(round(timeouts.lock_s * 1000), 1)}', true), "
+        f"set_config('statement_timeout', '{round((timeouts.statement_s or 0) * 1000)}', true)"
     )
 
 
 def apply_plan(
-    connection: Connection,
-    plan: MigrationPlan,
-    history: History,
-    *,
-    tenant: str,
-    schema: SchemaName,
-    search_path: Sequence[str],
-    lock_timeout_s: float,
-    statement_timeout_s: float | None,
+    connection: Connection, plan: MigrationPlan, history: History, to: Destination, timeouts: Timeouts
 ) -> None:
-    """Bring `schema` from `plan.start` to `plan.end`, in the connection's transaction, which the
+    """Bring a schema from `plan.start` to `plan.end`, in the connection's transaction, which the
     caller commits: structure, data and version move together or not at all.
 
     Raises:
@@ -74,18 +65,18 @@ def apply_plan(
         MigrationError: a statement failed; says which, of which revision.
     """
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-    qualified = f"{quote_ident(schema)}.{quote_ident(history.version_table)}"
+    qualified = f"{quote_ident(to.schema)}.{quote_ident(history.version_table)}"
     with driver.pipeline():
-        driver.execute(settings_sql(search_path, lock_timeout_s, statement_timeout_s).encode())
-        locked = driver.execute(f"SELECT pg_try_advisory_xact_lock({lock_key(schema)})".encode())
+        driver.execute(settings_sql(to.search_path, timeouts).encode())
+        locked = driver.execute(f"SELECT pg_try_advisory_xact_lock({lock_key(to.schema)})".encode())
         has_table = driver.execute(f"SELECT to_regclass({quote_literal(qualified)}) IS NOT NULL".encode())
         lives_in = driver.execute(b"SELECT current_schema()")
         if not _one(locked):
-            raise SchemaLockedError(tenant)
-        if _one(lives_in) != schema:
+            raise SchemaLockedError(to.name)
+        if _one(lives_in) != to.schema:
             # PostgreSQL leaves out of the path what is not there, or may not be used: the tables would
             # be built in the next schema on it, the shared one.
-            raise TenantNotFoundError(tenant, f"schema {schema!r} is gone, or this role may not use it")
+            raise TenantNotFoundError(to.name, f"schema {to.schema!r} is gone, or this role may not use it")
         found: Heads = ()
         if _one(has_table):
             rows = driver.execute(f"SELECT version_num FROM {qualified} ORDER BY 1".encode()).fetchall()
@@ -93,9 +84,9 @@ def apply_plan(
     if found != plan.start:
         raise PlanOutdatedError(found)
     if plan.online is not None:
-        history.run_online(connection, schema)
+        history.run_online(connection, to.schema)
     else:
-        _send(driver, plan.statements, tenant)
+        _send(driver, plan.statements, to.name)
 
 
 def _one(cursor: psycopg.Cursor[Any]) -> Any:

@@ -14,15 +14,17 @@ from typing import Any, Literal
 from alembic.autogenerate.api import RevisionContext
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, MetaData, text
+from sqlalchemy import Connection, Engine, MetaData, text
 
 from ..catalog.table import OWN_PREFIX
+from ..config import TenantConfig
 from ..errors import MigrationError
 from ..isolation.run import run_sql
 from ..naming import SchemaName, quote_ident
 from .apply import apply_plan
 from .history import ALEMBIC_LOCK, History
-from .migrator import SHARED, Migrator
+from .plan import Destination, Timeouts
+from .report import SHARED
 from .templates import SCRIPT_TEMPLATE
 
 Kind = Literal["tenant", "shared"]
@@ -45,12 +47,20 @@ class GeneratedRevision:
     changes: tuple[str, ...]
 
 
-def generate(migrator: Migrator, name: str, kind: Kind | None = None) -> list[GeneratedRevision]:
+def generate(
+    config: TenantConfig,
+    engine: Engine,
+    tenant_history: History,
+    shared_history: History,
+    *,
+    name: str,
+    kind: Kind | None = None,
+) -> list[GeneratedRevision]:
     """Write a revision for what has changed in the models: shared, then tenant; of `kind` alone if given.
     Where nothing has changed, nothing is written.
 
     Args:
-        migrator: whose configuration and database to use.
+        engine: a plain engine; one connection of it is used.
         name: what the revision is about; part of the file's name.
 
     Raises:
@@ -60,24 +70,24 @@ def generate(migrator: Migrator, name: str, kind: Kind | None = None) -> list[Ge
         raise MigrationError("a revision needs a name: --name add-user-avatar")
     if kind not in (None, "tenant", SHARED):
         raise MigrationError(f"type {kind!r} is neither 'tenant' nor 'shared'")
-    schemas = migrator.config.schemas
+    schemas = config.schemas
     shared = _scratch_name(SHARED)
     tenant = _scratch_name("tenant")
     extra = tuple(schemas.extra_search_path)
     written: list[GeneratedRevision] = []
-    with migrator.engine().connect() as connection:
+    with engine.connect() as connection:
         try:
-            scratch = _Scratch(migrator, connection)
-            scratch.build(migrator.shared_history, shared, (shared, *extra))
+            scratch = _Scratch(connection, Timeouts.of(config))
+            scratch.build(shared_history, shared, (shared, *extra))
             if kind in (None, SHARED) and schemas.shared:
                 models = [_without_schema(m, schemas.shared_schema) for m in schemas.shared]
-                written += scratch.compare(migrator.shared_history, shared, models, name)
+                written += scratch.compare(shared_history, shared, models, name)
                 if written:
                     # The tenants' foreign keys may point at the tables that were just added.
-                    scratch.build(migrator.shared_history, shared, (shared, *extra))
+                    scratch.build(shared_history, shared, (shared, *extra))
             if kind in (None, "tenant"):
-                scratch.build(migrator.tenant_history, tenant, (tenant, shared, *extra))
-                written += scratch.compare(migrator.tenant_history, tenant, schemas.tenant, name)
+                scratch.build(tenant_history, tenant, (tenant, shared, *extra))
+                written += scratch.compare(tenant_history, tenant, schemas.tenant, name)
         except BaseException:
             for revision in written:
                 revision.path.unlink(missing_ok=True)
@@ -102,8 +112,8 @@ def _without_schema(metadata: MetaData, shared_schema: str) -> MetaData:
 class _Scratch:
     """Scratch schemas in one transaction."""
 
-    def __init__(self, migrator: Migrator, connection: Connection) -> None:
-        self._migrator, self._connection = migrator, connection
+    def __init__(self, connection: Connection, timeouts: Timeouts) -> None:
+        self._connection, self._timeouts = connection, timeouts
         self._built: set[SchemaName] = set()
 
     def build(self, history: History, schema: SchemaName, search_path: Sequence[str]) -> None:
@@ -115,19 +125,10 @@ class _Scratch:
         run_sql(self._connection, f"SET LOCAL search_path TO {path}")
         if not history.exists:
             return
-        settings = self._migrator.config.migrations
         plan = history.plan_upgrade(self._heads(history, schema))
         if not plan.is_empty:
-            apply_plan(
-                self._connection,
-                plan,
-                history,
-                tenant="scratch",
-                schema=schema,
-                search_path=search_path,
-                lock_timeout_s=settings.lock_timeout_s,
-                statement_timeout_s=settings.statement_timeout_s,
-            )
+            to = Destination("scratch", schema, tuple(search_path))
+            apply_plan(self._connection, plan, history, to, self._timeouts)
 
     def _heads(self, history: History, schema: SchemaName) -> tuple[str, ...]:
         table = f"{quote_ident(schema)}.{quote_ident(history.version_table)}"

@@ -2,59 +2,33 @@
 
 from __future__ import annotations
 
-import random
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, Self
+from typing import Literal, Self
 
-import psycopg
 from sqlalchemy import URL, Engine
-from sqlalchemy.exc import DBAPIError
 
 from ..catalog.members import Member, Membership
 from ..catalog.records import TenantStatus
 from ..config import TenantConfig
 from ..engines.engine import make_admin_engine
 from ..engines.server import resolve_url
-from ..errors import ConfigurationError, MigrationError, TenantError, TenantNotFoundError
+from ..errors import ConfigurationError, MigrationError, TenantNotFoundError
 from ..naming import SchemaName, parse_tenant_id
-from .apply import PlanOutdatedError, SchemaLockedError, apply_plan
 from .fleet import read_heads
+from .generate import GeneratedRevision, generate
 from .history import History
-from .plan import Heads, MigrationPlan
+from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .queue import WorkQueue
-from .report import MigrationReport, MigrationState, TenantMigrationStatus, TenantResult
-
-if TYPE_CHECKING:
-    from .generate import GeneratedRevision
-
-SHARED = "shared"
-"""What the shared schema is called among the results."""
+from .report import SHARED, MigrationReport, MigrationState, TenantMigrationStatus, TenantResult
+from .runner import SchemaRunner
 
 OnProgress = Callable[[str, MigrationState], object]
 OnError = Callable[[str, BaseException], Literal["continue", "abort"] | None]
-
-RETRIED_SQLSTATES = frozenset({"55P03", "40P01", "40001", "57P01", "57P02", "57P03", "08006", "08003"})
-"""Lock timeout, deadlock, serialization failure, and a connection that was ended
-(https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
-
-MAX_ATTEMPTS = 6
-LOCKED_PATIENCE_S = 30.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Job:
-    """A schema to be migrated."""
-
-    name: str
-    schema: SchemaName
-    search_path: tuple[str, ...]
-    start: Heads
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,15 +146,29 @@ class Migrator:
             MigrationError: a revision failed.
         """
         self.install_catalog()
-        shared = SchemaName(self.config.schemas.shared_schema)
-        start = self._heads_of([shared])[shared]
-        path = (shared, *self.config.schemas.extra_search_path)
-        result = self._run(
-            _Job(SHARED, shared, path, start or ()), self.shared_history, self.engine(), on_progress
+        to, start = self._shared()
+        result = self._runner(self.shared_history).upgrade(
+            to, start, lambda: self._tell(on_progress, SHARED, MigrationState.RUNNING)
         )
+        self._tell(on_progress, SHARED, result.state)
         if result.error is not None:
             raise result.error
         return result
+
+    def _shared(self) -> tuple[Destination, Heads]:
+        """The shared schema, and where it stands."""
+        schemas = self.config.schemas
+        name = SchemaName(schemas.shared_schema)
+        to = Destination(SHARED, name, (name, *schemas.extra_search_path))
+        return to, self._heads_of([name])[name] or ()
+
+    def _tenant(self, member: Member) -> Destination:
+        schemas = self.config.schemas
+        path = (member.schema, schemas.shared_schema, *schemas.extra_search_path)
+        return Destination(member.id, member.schema, path)
+
+    def _runner(self, history: History, connections: int = 1) -> SchemaRunner:
+        return SchemaRunner(history, self.engine(connections), Timeouts.of(self.config))
 
     def install_catalog(self) -> None:
         """Install the catalog of tenants, unless the application has its own discovery."""
@@ -220,47 +208,46 @@ class Migrator:
             raise ConfigurationError("concurrency", concurrency, "a whole number, at least 1")
         heads = self._read_heads(members)
         self.tenant_history.heads()  # a broken history is told before any tenant is touched
-        jobs, results = [], dict[str, TenantResult]()
+        results: dict[str, TenantResult] = {}
+        jobs: list[tuple[Destination, Heads]] = []
         for member in members:
             start = heads[member.schema]
             if start is None:
                 error = MigrationError(f"schema {member.schema!r} does not exist", member.id)
                 results[member.id] = TenantResult(tenant=member.id, state=MigrationState.FAILED, error=error)
             else:
-                path = (
-                    member.schema,
-                    self.config.schemas.shared_schema,
-                    *self.config.schemas.extra_search_path,
-                )
-                jobs.append(_Job(member.id, member.schema, path, start))
-        self._compile({job.start for job in jobs})
+                jobs.append((self._tenant(member), start))
+        self._compile({start for _, start in jobs})
+        runner = self._runner(self.tenant_history, min(concurrency, max(len(jobs), 1)))
         aborted = False
 
-        def work(job: _Job) -> TenantResult:
-            result = self._run(job, self.tenant_history, engine, on_progress)
-            nonlocal aborted
-            with self._callback_lock:
-                if on_progress is not None:
-                    on_progress(result.tenant, result.state)
-                # Decided before this worker takes its next tenant.
-                if self._wants_abort(result, on_error):
-                    aborted = True
-                    queue.stop()
+        def work(job: tuple[Destination, Heads]) -> TenantResult:
+            to, start = job
+            result = runner.upgrade(
+                to, start, lambda: self._tell(on_progress, to.name, MigrationState.RUNNING)
+            )
+            self._tell(on_progress, result.tenant, result.state)
+            # Before this worker takes its next tenant.
+            note_failure(result)
             return result
 
-        engine = self.engine(min(concurrency, max(len(jobs), 1)))
+        def note_failure(result: TenantResult) -> None:
+            nonlocal aborted
+            if result.error is None or on_error is None:
+                return
+            with self._callback_lock:
+                if on_error(result.tenant, result.error) == "abort":
+                    aborted = True
+                    queue.stop()
+
         queue = WorkQueue(jobs, work, concurrency)
-        for result in results.values():
-            if self._wants_abort(result, on_error):
-                aborted = True
-                queue.stop()
+        for result in list(results.values()):
+            note_failure(result)
         for result in queue:
             results[result.tenant] = result
-        for job in jobs:
-            results.setdefault(
-                job.name,
-                TenantResult(tenant=job.name, state=MigrationState.SKIPPED, start=job.start, end=job.start),
-            )
+        for to, start in jobs:
+            skipped = TenantResult(tenant=to.name, state=MigrationState.SKIPPED, start=start, end=start)
+            results.setdefault(to.name, skipped)
         return MigrationReport.of((results[m.id] for m in members), aborted=aborted)
 
     def _tell(self, on_progress: OnProgress | None, tenant: str, state: MigrationState) -> None:
@@ -285,72 +272,6 @@ class Migrator:
                 continue
             self.tenant_history.plan_upgrade(start)
 
-    @staticmethod
-    def _wants_abort(result: TenantResult, on_error: OnError | None) -> bool:
-        """Tell the application of a failure; whether it wants to abort."""
-        if result.error is None or on_error is None:
-            return False
-        return on_error(result.tenant, result.error) == "abort"
-
-    def _run(
-        self, job: _Job, history: History, engine: Engine, on_progress: OnProgress | None
-    ) -> TenantResult:
-        """Migrate one schema, trying again where that can help."""
-        started = time.perf_counter()
-        patience = time.monotonic() + LOCKED_PATIENCE_S
-        start, attempt = job.start, 0
-
-        def result(state: MigrationState, **more: object) -> TenantResult:
-            duration_ms = (time.perf_counter() - started) * 1000
-            values: dict[str, object] = {"start": start, "end": start, **more}
-            return TenantResult(
-                tenant=job.name,
-                state=state,
-                duration_ms=duration_ms,
-                attempts=max(attempt, 1),
-                **values,  # type: ignore[arg-type]
-            )
-
-        while True:
-            try:
-                plan = history.plan_upgrade(start)
-                if plan.is_empty:
-                    return result(MigrationState.SKIPPED)
-                if not attempt:
-                    self._tell(on_progress, job.name, MigrationState.RUNNING)
-                attempt += 1
-                self._apply(job, plan, history, engine)
-            except PlanOutdatedError as outdated:
-                start = outdated.found
-            except SchemaLockedError as locked:
-                if time.monotonic() > patience:
-                    return result(MigrationState.FAILED, error=locked)
-                time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - no secret
-            except (MigrationError, DBAPIError, psycopg.Error) as error:
-                if not is_transient(error) or attempt >= MAX_ATTEMPTS:
-                    return result(MigrationState.FAILED, error=_as_migration_error(error, job.name))
-                time.sleep(random.uniform(0, 0.1 * 2**attempt))  # noqa: S311 - no secret
-            except Exception as error:
-                # An online revision may raise anything.
-                return result(MigrationState.FAILED, error=_as_migration_error(error, job.name))
-            else:
-                applied = tuple(r.id for r in plan.revisions)
-                return result(MigrationState.DONE, end=plan.end, applied=applied)
-
-    def _apply(self, job: _Job, plan: MigrationPlan, history: History, engine: Engine) -> None:
-        settings = self.config.migrations
-        with engine.begin() as connection:
-            apply_plan(
-                connection,
-                plan,
-                history,
-                tenant=job.name,
-                schema=job.schema,
-                search_path=job.search_path,
-                lock_timeout_s=settings.lock_timeout_s,
-                statement_timeout_s=settings.statement_timeout_s,
-            )
-
     # -- write --------------------------------------------------------------------------------------
 
     def generate(self, name: str, kind: Literal["tenant", "shared"] | None = None) -> list[GeneratedRevision]:
@@ -360,9 +281,9 @@ class Migrator:
         Raises:
             MigrationError: the models cannot be compared, or an existing revision fails.
         """
-        from .generate import generate
-
-        return generate(self, name, kind)
+        return generate(
+            self.config, self.engine(), self.tenant_history, self.shared_history, name=name, kind=kind
+        )
 
     # -- tell -----------------------------------------------------------------------------------------
 
@@ -413,8 +334,7 @@ class Migrator:
         """
         plans = []
         if shared:
-            schema = SchemaName(self.config.schemas.shared_schema)
-            plan = self.shared_history.plan_upgrade(self._heads_of([schema])[schema] or ())
+            plan = self.shared_history.plan_upgrade(self._shared()[1])
             plans += [] if plan.is_empty else [FleetPlan(SHARED, plan, (SHARED,))]
         members = self.find_members(tenants)
         heads = self._read_heads(members)
@@ -435,8 +355,8 @@ class Migrator:
         """
         members = self.find_members(tenants)
         heads = self._read_heads(members)
-        jobs = [_Job(m.id, m.schema, (m.schema,), heads[m.schema] or ()) for m in members]
-        return MigrationReport.of(self._mark(job, self.tenant_history) for job in jobs)
+        runner = self._runner(self.tenant_history)
+        return MigrationReport.of(runner.mark(self._tenant(m), heads[m.schema] or ()) for m in members)
 
     def mark_shared_applied(self) -> TenantResult:
         """The same for the shared schema.
@@ -445,45 +365,7 @@ class Migrator:
             MigrationError: it could not be recorded.
         """
         self.install_catalog()
-        shared = SchemaName(self.config.schemas.shared_schema)
-        job = _Job(SHARED, shared, (shared,), self._heads_of([shared])[shared] or ())
-        result = self._mark(job, self.shared_history)
+        result = self._runner(self.shared_history).mark(*self._shared())
         if result.error is not None:
             raise result.error
         return result
-
-    def _mark(self, job: _Job, history: History) -> TenantResult:
-        plan = history.plan_stamp(job.start)
-        if plan.is_empty:
-            return TenantResult(tenant=job.name, state=MigrationState.SKIPPED, start=job.start, end=job.start)
-        try:
-            self._apply(job, plan, history, self.engine())
-        except (MigrationError, DBAPIError, psycopg.Error, TenantError, PlanOutdatedError) as error:
-            failed = _as_migration_error(error, job.name)
-            return TenantResult(
-                tenant=job.name, state=MigrationState.FAILED, start=job.start, end=job.start, error=failed
-            )
-        applied = tuple(r.id for r in plan.revisions)
-        return TenantResult(
-            tenant=job.name, state=MigrationState.DONE, start=job.start, end=plan.end, applied=applied
-        )
-
-
-def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, psycopg.Error):
-            return seen.sqlstate in RETRIED_SQLSTATES or (
-                isinstance(seen, psycopg.OperationalError) and seen.sqlstate is None
-            )
-        seen = seen.__cause__
-    return False
-
-
-def _as_migration_error(error: BaseException, tenant: str) -> BaseException:
-    if isinstance(error, MigrationError | TenantError):
-        return error
-    wrapped = MigrationError(f"{type(error).__name__}: {error}", tenant)
-    wrapped.__cause__ = error
-    return wrapped

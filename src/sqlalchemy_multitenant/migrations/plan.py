@@ -6,8 +6,38 @@ import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 
+from ..config import TenantConfig
+from ..naming import SchemaName
+
 Heads = tuple[str, ...]
 """The revisions a schema is at, sorted; empty at the base. More than one while branches are open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A schema that a plan is applied to.
+
+    Attributes:
+        name: whose it is: a tenant's id, or `shared`.
+        schema: its name.
+        search_path: the schemas that the statements see, its own first.
+    """
+
+    name: str
+    schema: SchemaName
+    search_path: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """How long a statement waits for a lock, and how long it runs, in seconds; None for no limit."""
+
+    lock_s: float
+    statement_s: float | None
+
+    @classmethod
+    def of(cls, config: TenantConfig) -> Timeouts:
+        return cls(config.migrations.lock_timeout_s, config.migrations.statement_timeout_s)
 
 
 @dataclass(frozen=True, slots=True)

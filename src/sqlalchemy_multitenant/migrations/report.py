@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from .plan import Heads
 
+SHARED = "shared"
+"""What the shared schema is called among the results."""
+
 
 class MigrationState(StrEnum):
     """What became of one tenant."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from threading import Lock
 from typing import Any
 
@@ -29,6 +30,7 @@ from ..isolation.run import run_sql
 from ..migrations.apply import apply_plan, lock_key, settings_sql
 from ..migrations.fleet import read_heads
 from ..migrations.history import History
+from ..migrations.plan import Destination, Timeouts
 from ..naming import SchemaName, SchemaNaming, TenantId, parse_tenant_id, quote_ident
 from .models import plan_tables
 
@@ -45,7 +47,7 @@ class Provisioner:
         self._lock = Lock()
         self._engine: Engine | None = None
         self._closed = False
-        self._history = History(_path(config), config.migrations.version_table, "tenant")
+        self._history = History(Path(config.migrations.tenant_dir), config.migrations.version_table, "tenant")
         self._installed = False
 
     @property
@@ -111,7 +113,7 @@ class Provisioner:
     def _create(
         self, connection: Connection, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]
     ) -> None:
-        settings = self.config.migrations
+        timeouts = Timeouts.of(self.config)
         if self.members.uses_catalog:
             # First, so that a second creation of the same id waits here and then finds it taken.
             self.members.store.add(connection, tenant, schema, metadata)
@@ -120,18 +122,10 @@ class Provisioner:
         run_sql(connection, f"CREATE SCHEMA {quote_ident(schema)}")
         path = (schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
         if self._history.exists:
-            apply_plan(
-                connection,
-                self._history.plan_upgrade(()),
-                self._history,
-                tenant=tenant,
-                schema=schema,
-                search_path=path,
-                lock_timeout_s=settings.lock_timeout_s,
-                statement_timeout_s=settings.statement_timeout_s,
-            )
+            to = Destination(tenant, schema, path)
+            apply_plan(connection, self._history.plan_upgrade(()), self._history, to, timeouts)
             return
-        run_sql(connection, settings_sql(path, settings.lock_timeout_s, settings.statement_timeout_s))
+        run_sql(connection, settings_sql(path, timeouts))
         for statement in plan_tables(self.config.schemas.tenant):
             run_sql(connection, statement)
 
@@ -175,13 +169,10 @@ class Provisioner:
     def drop(self, tenant: str) -> None:
         """See `TenantManager.drop_tenant`."""
         member = self._member(tenant)
-        settings = self.config.migrations
+        timeouts = Timeouts(self.config.migrations.lock_timeout_s, None)
         try:
             with self.engine.begin() as connection:
-                run_sql(
-                    connection,
-                    settings_sql((self.config.schemas.shared_schema,), settings.lock_timeout_s, None),
-                )
+                run_sql(connection, settings_sql((self.config.schemas.shared_schema,), timeouts))
                 if self.members.uses_catalog:
                     member = self.members.lock(connection, member.id)
                 if not connection.scalar(
@@ -262,9 +253,3 @@ class Provisioner:
             if not self.members.store.is_installed(connection):
                 raise TenantNotFoundError(parsed)
             self.members.store.set_status(connection, parsed, wanted)
-
-
-def _path(config: TenantConfig) -> Any:
-    from pathlib import Path
-
-    return Path(config.migrations.tenant_dir)

@@ -1,0 +1,62 @@
+"""What the guarded connections of both drivers share: whom the next transaction is for."""
+
+from __future__ import annotations
+
+from ..errors import ConfigurationError, NoTenantError
+from ..isolation.scope import ScopeSource
+
+OUTSIDE = (
+    "this connection serves tenants and is in no transaction of one: "
+    "use the sessions and connections of a TenantDb (and not COMMIT or ROLLBACK as SQL text)"
+)
+
+
+class Guarded:
+    """Part of a driver's connection that runs nothing outside a scoped transaction.
+
+    Its state is in class attributes first, so that it is a defined one even while the driver connects.
+    """
+
+    _armed = False
+    _used = False
+    _next: ScopeSource | None = None
+
+    def arm(self) -> None:
+        """From now on, refuse whatever is sent outside a scoped transaction."""
+        self._armed = True
+
+    def mark_checked_out(self) -> None:
+        """A new user has the connection: its first BEGIN cleans up after the last one."""
+        self._used = True
+        self._next = None
+
+    def bind(self, source: ScopeSource) -> None:
+        """The next BEGIN is for `source`."""
+        self._next = source
+
+    def _take_scope(self) -> ScopeSource:
+        """What `bind` left, once.
+
+        Raises:
+            NoTenantError: nothing.
+        """
+        source, self._next = self._next, None
+        if source is None:
+            raise NoTenantError(OUTSIDE)
+        return source
+
+    def _take_used(self) -> bool:
+        """Whether the connection is to be cleaned up; true once per user."""
+        used, self._used = self._used, False
+        return used
+
+
+def refuse_autocommit(level: str) -> None:
+    """Raise for AUTOCOMMIT, under which a scope would end with its first statement."""
+    if level == "AUTOCOMMIT":
+        raise ConfigurationError(
+            "isolation_level",
+            level,
+            "a tenant's statements run in transactions, since its scope ends with them; what cannot run "
+            "in one (VACUUM, CREATE INDEX CONCURRENTLY) belongs in a migration or in a psql of your own",
+        )
