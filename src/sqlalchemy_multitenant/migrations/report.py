@@ -54,6 +54,7 @@ class MigrationReport:
 
     @classmethod
     def of(cls, results: Iterable[TenantResult], *, aborted: bool = False) -> MigrationReport:
+        """The report of these results."""
         return cls(tuple(results), aborted)
 
     def _count(self, state: MigrationState) -> int:
@@ -81,6 +82,7 @@ class MigrationReport:
 
     @property
     def failures(self) -> tuple[TenantResult, ...]:
+        """The results of those that failed."""
         return tuple(r for r in self.details if r.state is MigrationState.FAILED)
 
 
