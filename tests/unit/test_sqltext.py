@@ -111,6 +111,9 @@ def test_what_follows_a_standard_function_body_is_a_statement_of_its_own() -> No
 def test_what_follows_a_standard_function_body_is_looked_at() -> None:
     assert find_transaction_control(f"{ATOMIC}; COMMIT") == "COMMIT"
     assert find_transaction_control("SELECT begin atomic FROM t; COMMIT") == "COMMIT"
+    assert find_transaction_control("CREATE FUNCTION f() RETURNS void BEGIN ATOMIC END; COMMIT") == "COMMIT"
+    parameter = "CREATE FUNCTION f(begin atomic) RETURNS int LANGUAGE sql AS 'SELECT 1'; COMMIT; SELECT 1"
+    assert find_transaction_control(parameter) == "COMMIT"
 
 
 def test_the_words_begin_atomic_in_a_string_keep_nothing_together() -> None:

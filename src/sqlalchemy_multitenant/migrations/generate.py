@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alembic.autogenerate.api import RevisionContext
+from alembic.ddl.postgresql import PostgresqlImpl
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, Engine, MetaData, text
+from sqlalchemy.exc import DBAPIError
 
 from ..catalog.table import OWN_PREFIX
 from ..config import TenantConfig
 from ..errors import MigrationError
 from ..isolation.run import run_sql
-from ..naming import SchemaName, quote_ident
+from ..naming import SchemaName, quote_ident, quote_literal
 from .apply import apply_plan
 from .history import ALEMBIC_LOCK, History
 from .plan import Destination, Timeouts
@@ -177,6 +179,8 @@ class _Scratch:
                 include_name=include_name,
                 compare_server_default=True,
             )
+            # On the object alone: Alembic picks the class by dialect, for the whole process.
+            environment.get_context().impl.__class__ = _ComparingImpl
             environment.run_migrations()
         operations = context.generated_revisions[-1].upgrade_ops
         if operations is None or operations.is_empty():
@@ -186,6 +190,33 @@ class _Scratch:
             (script,) = [s for s in context.generate_scripts() if s is not None]
         history.reload()
         return [GeneratedRevision(history.label, str(script.revision), Path(script.path), changes)]
+
+
+class _ComparingImpl(PostgresqlImpl):
+    """Alembic's own, which compares a plain string as a default without quoting it."""
+
+    def compare_server_default(
+        self,
+        inspector_column: Any,
+        metadata_column: Any,
+        rendered_metadata_default: Any,
+        rendered_inspector_default: Any,
+    ) -> bool:
+        value = getattr(metadata_column.server_default, "arg", None)
+        if not isinstance(value, str) or rendered_inspector_default is None or self.connection is None:
+            return bool(
+                super().compare_server_default(  # type: ignore[no-untyped-call]
+                    inspector_column, metadata_column, rendered_metadata_default, rendered_inspector_default
+                )
+            )
+        wanted = quote_literal(value)
+        for found in (f"({rendered_inspector_default})", f"({rendered_inspector_default})::text"):
+            try:
+                with self.connection.begin_nested():
+                    return not run_sql(self.connection, f"SELECT {found} = {wanted}").scalar()
+            except DBAPIError:  # json, for one, has no equality
+                continue
+        return True
 
 
 def _revision_context(history: History, name: str) -> RevisionContext:

@@ -1,0 +1,164 @@
+"""Writing revisions: from the models, without a tenant, and never twice."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from sqlalchemy import (
+    ARRAY,
+    URL,
+    CheckConstraint,
+    Column,
+    Computed,
+    Engine,
+    Enum,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    String,
+    Table,
+    UniqueConstraint,
+    create_engine,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
+
+from sqlalchemy_multitenant import (
+    Connection,
+    MigrationError,
+    Migrations,
+    Migrator,
+    Schemas,
+    TenantConfig,
+    TenantManager,
+)
+
+
+def shared_models(schema: str | None = None) -> MetaData:
+    metadata = MetaData()
+    Table("plans", metadata, Column("id", Integer, primary_key=True), Column("name", String), schema=schema)
+    return metadata
+
+
+def tenant_models(shared: MetaData) -> MetaData:
+    """A bit of everything that autogenerate can see."""
+    metadata = MetaData()
+    (plans,) = shared.tables.values()
+    Table(
+        "users",
+        metadata,
+        Column("id", Integer, Identity(), primary_key=True),
+        Column("name", String(40), nullable=False, server_default="it's 100%"),
+        Column("mood", Enum("happy", "grumpy", name="mood")),
+        Column("tags", ARRAY(String)),
+        Column("data", JSONB, server_default=text("'{}'::jsonb")),
+        Column("key", UUID, server_default=func.gen_random_uuid()),
+        Column("created", TIMESTAMP(timezone=True), server_default=func.now()),
+        Column("price", Numeric(10, 2), server_default="0"),
+        Column("double", Numeric, Computed("price * 2")),
+        Column("plan_id", ForeignKey(plans.c.id)),
+        CheckConstraint("price >= 0", name="positive"),
+        UniqueConstraint("name", name="one_name"),
+        Index("by_plan", "plan_id", "created"),
+        comment="who may log in",
+    )
+    Table(
+        "notes", metadata, Column("id", Integer, primary_key=True), Column("user_id", ForeignKey("users.id"))
+    )
+    return metadata
+
+
+def make_config(url: URL, folder: Path, tenant: MetaData, shared: MetaData | None) -> TenantConfig:
+    return TenantConfig(
+        connection=Connection(url=url),
+        schemas=Schemas(tenant=tenant, shared=shared),
+        migrations=Migrations(tenant_dir=folder / "tenant", shared_dir=folder / "shared"),
+    )
+
+
+@pytest.fixture
+def db(empty_url: URL):  # type: ignore[no-untyped-def]
+    engine = create_engine(empty_url)
+    yield engine
+    engine.dispose()
+
+
+def relations(db: Engine) -> set[str]:
+    with db.connect() as connection:
+        return set(
+            connection.scalars(
+                text("SELECT relname FROM pg_class WHERE relnamespace::regnamespace::text !~ '^(pg_|info)'")
+            )
+        )
+
+
+@pytest.mark.parametrize("explicit", [None, "public"])
+def test_what_was_generated_needs_no_more(
+    empty_url: URL, tmp_path: Path, db: Engine, explicit: str | None
+) -> None:
+    shared = shared_models(explicit)
+    if explicit:
+        # A foreign key that names the schema is checked against that schema, so it has to be there.
+        shared.create_all(db)
+    config = make_config(empty_url, tmp_path, tenant_models(shared), None if explicit else shared)
+    before = relations(db)
+    with Migrator(config) as migrator:
+        written = migrator.generate("first")
+        assert [r.kind for r in written] == (["tenant"] if explicit else ["shared", "tenant"])
+        assert {r.path.name for r in written} == {"0001_first.py"}
+        assert "add table users" in written[-1].changes
+        assert migrator.generate("again") == []
+        assert relations(db) == before
+        migrator.migrate_shared()
+    with TenantManager(config) as manager:
+        manager.create_tenant("a")
+        columns = manager.get_db("a").execute(
+            text("INSERT INTO users (mood, tags, price) VALUES ('happy', '{x}', 2) RETURNING name, double")
+        )
+        assert [tuple(row) for row in columns] == [("it's 100%", 4)]
+    with Migrator(config) as migrator:
+        assert migrator.generate("after") == []
+
+
+def test_changes_are_found_by_kind(empty_url: URL, tmp_path: Path) -> None:
+    shared = shared_models()
+    tenant = tenant_models(shared)
+    config = make_config(empty_url, tmp_path, tenant, shared)
+    with Migrator(config) as migrator:
+        migrator.generate("first")
+        shared.tables["plans"].append_column(Column("price", Integer))
+        tenant.tables["notes"].append_column(Column("text", String))
+        assert [r.changes for r in migrator.generate("more", "shared")] == [("add column plans.price",)]
+        assert [r.changes for r in migrator.generate("more", "tenant")] == [("add column notes.text",)]
+        assert migrator.generate("more") == []
+        assert migrator.tenant_history.heads() == ("0002",)
+
+
+def test_a_name_and_a_kind_are_wanted(empty_url: URL, tmp_path: Path) -> None:
+    with Migrator(make_config(empty_url, tmp_path, MetaData(), None)) as migrator:
+        with pytest.raises(MigrationError, match="--name"):
+            migrator.generate("  ")
+        with pytest.raises(MigrationError, match="neither"):
+            migrator.generate("x", "both")  # type: ignore[arg-type]
+
+
+def test_a_failure_leaves_no_file(empty_url: URL, tmp_path: Path, db: Engine) -> None:
+    """The shared revision is written first; the tenants' own history is broken."""
+    shared = shared_models()
+    versions = tmp_path / "tenant" / "versions"
+    versions.mkdir(parents=True)
+    (versions / "0001_x.py").write_text(
+        "from alembic import op\nrevision = '0001'\ndown_revision = None\n"
+        "def upgrade():\n    op.execute('SELECT nonexistent')\n"
+    )
+    before = relations(db)
+    with Migrator(make_config(empty_url, tmp_path, tenant_models(shared), shared)) as migrator:
+        with pytest.raises(MigrationError, match="nonexistent"):
+            migrator.generate("first")
+    assert list((tmp_path / "shared" / "versions").glob("*.py")) == []
+    assert relations(db) == before
