@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -36,8 +38,24 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
+def _is_finite(value: object) -> bool:
+    return _is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
+
+
+def _check_flags(value: object, section: str, *names: str) -> None:
+    for name in names:
+        flag = getattr(value, name)
+        _check(isinstance(flag, bool), f"{section}.{name}", flag, "True or False")
+
+
 def _is_count(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def show_url(url: URL) -> str:
+    """`url` as text without its secrets, wherever in it they are."""
+    hidden = {key: "***" for key in url.query if "password" in key.lower()}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def parse_url(value: str | URL, name: str = "connection.url") -> URL:
@@ -48,13 +66,13 @@ def parse_url(value: str | URL, name: str = "connection.url") -> URL:
     """
     try:
         url = make_url(value)
-    except ArgumentError as error:
+    except (ArgumentError, ValueError) as error:
         raise ConfigurationError(
             name, "***", "not a database URL; it looks like postgresql://user:password@host:5432/database"
         ) from error
     backend, _, driver = url.drivername.partition("+")
     driver = driver or DRIVERS.get(backend, "")
-    shown = url.render_as_string(hide_password=True)
+    shown = show_url(url)
     _check(backend in DRIVERS, name, shown, "only PostgreSQL is supported: postgresql://...")
     _check(
         driver in SUPPORTED_DRIVERS,
@@ -80,12 +98,12 @@ class Connection:
         echo: log every statement, as SQLAlchemy's `echo`.
     """
 
-    url: str | URL | None = None
+    url: str | URL | None = field(default=None, repr=False)
     pool_size: int = 10
     pool_timeout_s: float = 5.0
     idle_timeout_s: float = 30.0
     pre_ping: bool = False
-    connect_args: Mapping[str, Any] = field(default_factory=dict)
+    connect_args: Mapping[str, Any] = field(default_factory=dict, repr=False)
     echo: bool = False
 
     def __post_init__(self) -> None:
@@ -95,9 +113,12 @@ class Connection:
             object.__setattr__(self, "url", parse_url(self.url))
         size, wait, idle = self.pool_size, self.pool_timeout_s, self.idle_timeout_s
         _check(_is_count(size) and size >= 1, "connection.pool_size", size, "a whole number, at least 1")
-        _check(_is_number(wait) and wait > 0, "connection.pool_timeout_s", wait, "seconds, more than 0")
+        _check(_is_finite(wait) and wait > 0, "connection.pool_timeout_s", wait, "seconds, more than 0")
         _check(_is_number(idle) and idle > 0, "connection.idle_timeout_s", idle, "seconds, more than 0")
-        _check(isinstance(self.connect_args, Mapping), "connection.connect_args", self.connect_args, "a dict")
+        args = self.connect_args
+        _check(isinstance(args, Mapping), "connection.connect_args", args, "a dict")
+        object.__setattr__(self, "connect_args", dict(args))
+        _check_flags(self, "connection", "pre_ping", "echo")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,6 +154,7 @@ class Isolation:
             self.schema_name,
             "a template such as 'tenant_{id}', or a callable from id to name",
         )
+        _check_flags(self, "isolation", "pool_per_tenant")
         pools, ttl = self.max_pools, self.pool_ttl_s
         _check(_is_count(pools) and pools >= 1, "isolation.max_pools", pools, "a whole number, at least 1")
         _check(_is_number(ttl) and ttl > 0, "isolation.pool_ttl_s", ttl, "seconds, more than 0")
@@ -177,8 +199,9 @@ class Schemas:
         )
         object.__setattr__(self, "tenant", tenant)
         object.__setattr__(self, "shared", shared)
-        if isinstance(self.extra_search_path, str):
-            raise ConfigurationError("schemas.extra_search_path", self.extra_search_path, "a list of names")
+        extra = self.extra_search_path
+        if isinstance(extra, str) or not isinstance(extra, Iterable):
+            raise ConfigurationError("schemas.extra_search_path", extra, "a list of names")
         object.__setattr__(self, "extra_search_path", tuple(self.extra_search_path))
         for label, schema in [
             ("schemas.shared_schema", self.shared_schema),
@@ -188,9 +211,8 @@ class Schemas:
                 parse_schema_name(schema)
             except ValueError as error:
                 raise ConfigurationError(label, schema, str(error)) from error
-            _check(
-                not schema.startswith("pg_"), label, schema, "PostgreSQL's own schemas are no place for data"
-            )
+            own = schema.startswith("pg_") or schema == "information_schema"
+            _check(not own, label, schema, "PostgreSQL's own schemas are no place for data")
         self._check_tables()
 
     def _check_tables(self) -> None:
@@ -202,6 +224,10 @@ class Schemas:
                     table.fullname,
                     "a tenant's table names no schema, since the transaction decides; take out `schema=`",
                 )
+        for label, metadatas in (("schemas.tenant", self.tenant), ("schemas.shared", self.shared)):
+            names = Counter(t.fullname for m in metadatas for t in m.tables.values())
+            twice = [name for name, count in names.items() if count > 1]
+            _check(not twice, label, ", ".join(twice), "two of the MetaData have a table of this name")
         both = sorted(self.tenant_tables & self.shared_tables)
         _check(
             not both,
@@ -247,6 +273,10 @@ class Migrations:
     statement_timeout_s: float | None = None
 
     def __post_init__(self) -> None:
+        for name in ("tenant_dir", "shared_dir"):
+            folder = getattr(self, name)
+            ok = isinstance(folder, str | Path) and str(folder)
+            _check(bool(ok), f"migrations.{name}", folder, "a folder, as str or Path")
         try:
             parse_schema_name(self.version_table)
         except ValueError as error:
@@ -264,9 +294,9 @@ class Migrations:
             "a plain function: it is given a Connection, and runs in a thread where needed",
         )
         lock, statement = self.lock_timeout_s, self.statement_timeout_s
-        _check(_is_number(lock) and lock > 0, "migrations.lock_timeout_s", lock, "seconds, more than 0")
+        _check(_is_finite(lock) and lock > 0, "migrations.lock_timeout_s", lock, "seconds, more than 0")
         _check(
-            statement is None or (_is_number(statement) and statement > 0),
+            statement is None or (_is_finite(statement) and statement > 0),
             "migrations.statement_timeout_s",
             statement,
             "seconds, more than 0, or None",
@@ -279,6 +309,11 @@ class Metrics:
 
     enabled: bool = True
     prefix: str = "multitenant"
+
+    def __post_init__(self) -> None:
+        _check_flags(self, "metrics", "enabled")
+        ok = isinstance(self.prefix, str) and re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", self.prefix)
+        _check(bool(ok), "metrics.prefix", self.prefix, "letters, digits and '_', as in a metric's name")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from types import TracebackType
-from typing import Any, Generic, ParamSpec, Protocol, Self, cast
+from typing import Any, Generic, ParamSpec, Protocol, Self, TypeAlias, cast
 
 from typing_extensions import TypeVar
 
@@ -57,6 +57,9 @@ class CurrentTenant(str, Generic[DataT]):
         return TenantId(str(self))
 
 
+_Stack: TypeAlias = "ContextVar[tuple[tuple[UseTenant[DataT], CurrentTenant[DataT]], ...]]"
+
+
 class TenantContext(Generic[DataT, DbT]):
     """Sets and tells the current tenant.
 
@@ -70,7 +73,8 @@ class TenantContext(Generic[DataT, DbT]):
     def __init__(self, manager: _Manager[DbT], *, data_type: type[DataT] | None = None) -> None:
         del data_type
         self._manager = manager
-        self._current: ContextVar[CurrentTenant[DataT] | None] = ContextVar("tenant", default=None)
+        # One variable for good, with the open blocks, innermost last: variables are never freed.
+        self._stack: _Stack[DataT] = ContextVar("tenants", default=())
 
     def use_tenant(self, tenant: str, data: DataT | None = None) -> UseTenant[DataT]:
         """Set the tenant for a `with` block, an `async with` block, or, as a decorator, for each call of a
@@ -79,7 +83,7 @@ class TenantContext(Generic[DataT, DbT]):
         Raises:
             InvalidTenantIdError: `tenant` is not a valid id.
         """
-        return UseTenant(self._current, CurrentTenant(parse_tenant_id(tenant), data))
+        return UseTenant(self._stack, CurrentTenant(parse_tenant_id(tenant), data))
 
     def run_with_tenant(self, tenant: str, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn` with the tenant set; for a coroutine function, return what is to be awaited."""
@@ -87,7 +91,8 @@ class TenantContext(Generic[DataT, DbT]):
 
     def get_tenant_or_none(self) -> CurrentTenant[DataT] | None:
         """The current tenant, or None."""
-        return self._current.get()
+        entries = self._stack.get()
+        return entries[-1][1] if entries else None
 
     def get_tenant(self) -> CurrentTenant[DataT]:
         """The current tenant.
@@ -95,7 +100,7 @@ class TenantContext(Generic[DataT, DbT]):
         Raises:
             NoTenantError: none is set.
         """
-        current = self._current.get()
+        current = self.get_tenant_or_none()
         if current is None:
             raise NoTenantError
         return current
@@ -116,32 +121,23 @@ class TenantContext(Generic[DataT, DbT]):
 class UseTenant(Generic[DataT]):
     """A tenant, to be set for a block or a function. Can be used again, and inside itself."""
 
-    def __init__(
-        self, variable: ContextVar[CurrentTenant[DataT] | None], current: CurrentTenant[DataT]
-    ) -> None:
-        self._variable, self._current = variable, current
-        self._tokens: ContextVar[tuple[Token[CurrentTenant[DataT] | None], ...]] = ContextVar(
-            "tokens", default=()
-        )
+    def __init__(self, stack: _Stack[DataT], current: CurrentTenant[DataT]) -> None:
+        self._stack, self._current = stack, current
 
     def __enter__(self) -> CurrentTenant[DataT]:
-        # The tokens are in a context variable as well: two tasks may be inside one object.
-        self._tokens.set((*self._tokens.get(), self._variable.set(self._current)))
+        self._stack.set((*self._stack.get(), (self, self._current)))
         return self._current
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        tokens = self._tokens.get()
-        if not tokens:
-            return  # left in another context than it was entered in, where nothing was set
-        *rest, token = tokens
-        self._tokens.set(tuple(rest))
-        try:
-            self._variable.reset(token)
-        except ValueError:  # the context is a copy of the one it was entered in
-            old = token.old_value
-            self._variable.set(None if old is Token.MISSING else old)
+        # Its own entry, wherever it is: generators may be closed in any order. None of its own is there
+        # where the block is left in another context than it was entered in.
+        entries = self._stack.get()
+        for at in reversed(range(len(entries))):
+            if entries[at][0] is self:
+                self._stack.set(entries[:at] + entries[at + 1 :])
+                return
 
     async def __aenter__(self) -> CurrentTenant[DataT]:
         return self.__enter__()
@@ -152,7 +148,11 @@ class UseTenant(Generic[DataT]):
         self.__exit__(kind, error, trace)
 
     def _again(self) -> UseTenant[DataT]:
-        return UseTenant(self._variable, self._current)
+        return UseTenant(self._stack, self._current)
+
+    async def _await(self, awaitable: Any) -> Any:
+        with self._again():
+            return await awaitable
 
     def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
         wrapper: Any
@@ -165,18 +165,37 @@ class UseTenant(Generic[DataT]):
         elif inspect.isgeneratorfunction(fn):
 
             def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                return _drive(self, fn(*args, **kwargs))
+                return (yield from _drive(self, fn(*args, **kwargs)))
 
         elif inspect.isasyncgenfunction(fn):
-
-            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                return _drive_async(self, fn(*args, **kwargs))
+            # Not `async for` over another generator: what is sent and thrown must reach `fn`.
+            async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
+                generator = fn(*args, **kwargs)
+                step, value = generator.asend, None
+                try:
+                    while True:
+                        try:
+                            with self._again():
+                                produced = await step(value)
+                        except StopAsyncIteration:
+                            return
+                        try:
+                            step, value = generator.asend, (yield produced)
+                        except GeneratorExit:
+                            raise
+                        except BaseException as error:
+                            step, value = generator.athrow, error
+                finally:
+                    with self._again():
+                        await generator.aclose()
 
         else:
 
             def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
                 with self._again():
-                    return fn(*args, **kwargs)
+                    result = fn(*args, **kwargs)
+                # A partial, a lambda or a callable object may hand out a coroutine, too.
+                return self._await(result) if inspect.iscoroutine(result) else result
 
         return cast("Callable[P, R]", functools.wraps(fn)(wrapper))
 
@@ -201,23 +220,3 @@ def _drive(use: UseTenant[Any], generator: Any) -> Any:
     finally:
         with use._again():
             generator.close()
-
-
-async def _drive_async(use: UseTenant[Any], generator: Any) -> Any:
-    step, value = generator.asend, None
-    try:
-        while True:
-            try:
-                with use._again():
-                    produced = await step(value)
-            except StopAsyncIteration:
-                return
-            try:
-                step, value = generator.asend, (yield produced)
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                step, value = generator.athrow, error
-    finally:
-        with use._again():
-            await generator.aclose()

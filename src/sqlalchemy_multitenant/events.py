@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .errors import ConfigurationError
+
 logger = logging.getLogger("sqlalchemy_multitenant")
 
 
@@ -30,6 +32,11 @@ class Hooks:
     on_pool_created: Callable[[str], object] = _nothing
     on_pool_evicted: Callable[[str], object] = _nothing
     on_error: Callable[[str | None, BaseException], object] = _nothing
+
+    def __post_init__(self) -> None:
+        for name in ("on_pool_created", "on_pool_evicted", "on_error"):
+            if not callable(hook := getattr(self, name)):
+                raise ConfigurationError(f"hooks.{name}", hook, "a callable")
 
 
 def call_hook(hook: Callable[..., object], *args: object) -> None:

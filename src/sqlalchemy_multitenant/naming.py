@@ -46,7 +46,7 @@ def parse_tenant_id(value: object) -> TenantId:
         raise InvalidTenantIdError(
             value, "only ASCII letters, digits, '_', '-' and '.', beginning with a letter or digit"
         )
-    return TenantId(value)
+    return TenantId(str.__str__(value))  # plain: a subclass may bring data and an adaptation of its own
 
 
 def parse_schema_name(value: object) -> SchemaName:

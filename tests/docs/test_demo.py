@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from sqlalchemy import URL, Engine, create_engine, text
 
 from sqlalchemy_multitenant import ConfigurationError, TenantExistsError
@@ -143,7 +144,7 @@ def test_it_never_drops_what_is_not_its_own(
     before = schemas(database)
     monkeypatch.setenv("DATABASE_URL", empty_url.render_as_string(hide_password=False))
     with pytest.raises(error, match=schema):
-        run_demo()
+        run_demo(Console())
     assert schemas(database) == before
     with database.connect() as connection:
         assert connection.scalar(text(f"SELECT to_regclass('{schema}.precious')")) is not None

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import typer
 
 from . import demo, generate, init, migrate, status, tenant
+from .common import print_json
 
 app = typer.Typer(
     name="multitenant",
@@ -33,11 +34,31 @@ def run(arguments: Sequence[str]) -> int:
     # A process started in the background by a shell ignores SIGINT; a deploy script's Ctrl-C must count.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        app(list(arguments), prog_name="multitenant")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 1
+        return _run_json(arguments) if "--json" in arguments else _run_text(arguments)
     except BrokenPipeError:
         # The reader (head, less) went away; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+
+
+def _run_text(arguments: Sequence[str]) -> int:
+    try:
+        app(list(arguments), prog_name="multitenant")
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
     return 0
+
+
+def _run_json(arguments: Sequence[str]) -> int:
+    """As text, but wrong usage is a JSON document, too."""
+    try:
+        code = app(list(arguments), prog_name="multitenant", standalone_mode=False)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    except Exception as error:
+        # Typer's own errors; their class moved from one version of it to the next.
+        if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
+            raise
+        print_json({"error": type(error).__name__, "message": error.format_message()})
+        return int(error.exit_code)
+    return code if isinstance(code, int) else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -49,8 +50,9 @@ def console(*, stderr: bool = False) -> Console:
 
 def print_json(document: Any) -> None:
     """The one JSON document of a command."""
-    sys.stdout.write(json.dumps(document, default=str, indent=2) + "\n")
-    sys.stdout.flush()
+    out = sys.__stdout__ or sys.stdout
+    out.write(json.dumps(document, default=str, indent=2) + "\n")
+    out.flush()
 
 
 def fail(message: str, code: int, *, as_json: bool = False, kind: str = "error") -> NoReturn:
@@ -70,8 +72,11 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
         as_json = bool(kwargs.get("as_json"))
+        # Whatever the configuration or a revision prints must not get into the document.
+        elsewhere = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         try:
-            command(*args, **kwargs)
+            with elsewhere:
+                command(*args, **kwargs)
         except ConfigurationError as error:
             fail(str(error), 2, as_json=as_json, kind=type(error).__name__)
         except MultitenantError as error:
@@ -80,6 +85,10 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
             fail(
                 "interrupted; what was begun is finished or undone", 130, as_json=as_json, kind="Interrupted"
             )
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            fail(str(error), 1, as_json=as_json, kind=type(error).__name__)
         except Exception as error:
             if not type(error).__module__.startswith("sqlalchemy"):
                 raise
@@ -141,7 +150,12 @@ def _reference(where: str | None) -> tuple[str, str]:
             settings = tomllib.loads(pyproject.read_text(encoding="utf-8"))
         except tomllib.TOMLDecodeError as error:
             raise ConfigurationError("pyproject.toml", str(pyproject), f"not valid TOML: {error}") from error
-        value = settings.get("tool", {}).get("multitenant", {}).get("config")
+        section = settings.get("tool", {}).get("multitenant", {})
+        if not isinstance(section, dict):
+            raise ConfigurationError(
+                "tool.multitenant", section, 'a table: [tool.multitenant] config = "..."'
+            )
+        value = section.get("config")
         if value:
             return "tool.multitenant.config", str(value)
     if Path("tenant_config.py").is_file():
@@ -161,13 +175,32 @@ def _import(origin: str, place: str) -> Any:
     # The configuration imports the application's models, as the application itself does.
     sys.path.insert(0, str(path.parent) if is_file else str(Path.cwd()))
     try:
-        return importlib.import_module(path.stem if is_file else place)
+        return _import_file(path) if is_file else importlib.import_module(place)
     except ConfigurationError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ConfigurationError(
             origin, place, f"it cannot be loaded: {type(error).__name__}: {error}"
         ) from error
+
+
+def _import_file(path: Path) -> Any:
+    """Import exactly this file, even where its name is that of another module."""
+    loaded = sys.modules.get(path.stem)
+    if loaded is not None and getattr(loaded, "__file__", None) == str(path):
+        return loaded
+    name = path.stem if loaded is None else f"_multitenant_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def parse_ids(values: str, option: str) -> list[str]:

@@ -19,8 +19,12 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Write a revision for what has changed in the models. Touches no tenant."""
+    if not name.strip():
+        fail("--name is empty: say what the revision is about, as in add-user-avatar", 2, as_json=as_json)
     if kind not in (None, "tenant", "shared"):
         fail(f"--type {kind}: use 'tenant' or 'shared'", 2, as_json=as_json)
+    from rich.markup import escape
+
     from ..migrations.migrator import Migrator
 
     with Migrator(load_config(config)) as migrator:
@@ -37,6 +41,6 @@ def generate(
     if not written:
         out.print("No changes found; nothing was written.")
     for revision in written:
-        out.print(f"[green]wrote[/] {revision.path}")
+        out.print(f"[green]wrote[/] {escape(str(revision.path))}")
         for change in revision.changes:
-            out.print(f"      {change}")
+            out.print(f"      {escape(change)}")

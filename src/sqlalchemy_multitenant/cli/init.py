@@ -16,6 +16,8 @@ def init(
     as_json: JsonOption = False,
 ) -> None:
     """Scaffold tenant_config.py, models.py and the folders for migrations. Overwrites nothing."""
+    from rich.markup import escape
+
     from ..migrations.scaffold import scaffold
 
     written, kept = scaffold(directory)
@@ -24,9 +26,9 @@ def init(
         return
     out = console()
     for path in written:
-        out.print(f"[green]wrote[/] {path}")
+        out.print(f"[green]wrote[/] {escape(str(path))}")
     for path in kept:
-        out.print(f"[yellow]kept [/] {path} (it was there already)")
+        out.print(f"[yellow]kept [/] {escape(str(path))} (it was there already)")
     out.print(
         "\nNext: [bold]multitenant generate --name first[/], then [bold]multitenant migrate --shared[/]"
     )

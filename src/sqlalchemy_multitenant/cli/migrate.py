@@ -48,10 +48,10 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     if tenants is not None:
         ids = parse_ids(tenants, "--tenants")
     elif tenant is not None:
-        ids = parse_ids(tenant, "--tenant")
+        ids = [tenant]
     with Migrator(load_config(config)) as migrator:
         if dry_run:
-            _show_plans(migrator.plan(ids if any(chosen) else [], shared=shared), as_json)
+            _show_plans(migrator.plan(ids if any(chosen) else [], shared=shared, mark=mark_applied), as_json)
             return
         results: list[TenantResult] = []
         report: MigrationReport | None = None

@@ -38,6 +38,8 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Create a tenant, with its schema at the newest revision."""
+    from rich.markup import escape
+
     from ..manager import TenantManager
 
     with TenantManager(load_config(config)) as manager:
@@ -45,13 +47,15 @@ def create(
     if as_json:
         print_json(record_json(record))
         return
-    console().print(f"[green]created[/] tenant {record.id} in schema {record.schema}")
+    console().print(f"[green]created[/] tenant {record.id} in schema {escape(str(record.schema))}")
 
 
 @app.command("list")
 @reports_errors
 def list_(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List all tenants."""
+    from rich.markup import escape
+
     from ..manager import TenantManager
 
     with TenantManager(load_config(config)) as manager:
@@ -67,7 +71,7 @@ def list_(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     table = Table("Tenant", "Status", "Schema", "Created")
     for record in records:
         created = record.created_at.strftime("%Y-%m-%d %H:%M") if record.created_at else "-"
-        table.add_row(record.id, record.status.value, record.schema, created)
+        table.add_row(record.id, record.status.value, escape(str(record.schema)), created)
     console().print(table)
 
 
@@ -80,6 +84,8 @@ def drop(
     as_json: JsonOption = False,
 ) -> None:
     """Drop a tenant with all its data. Asks first."""
+    from rich.markup import escape
+
     from ..manager import TenantManager
 
     with TenantManager(load_config(config)) as manager:
@@ -90,7 +96,7 @@ def drop(
     if as_json:
         print_json({"dropped": record.id})
         return
-    console().print(f"[green]dropped[/] tenant {record.id} and schema {record.schema}")
+    console().print(f"[green]dropped[/] tenant {record.id} and schema {escape(str(record.schema))}")
 
 
 def _confirm(record: TenantRecord, as_json: bool) -> None:

@@ -21,7 +21,13 @@ _OPAQUE = re.compile(
 
 _WORD = re.compile(r"\b(?:abort|begin|commit|end|prepare|rollback|start)\b", re.IGNORECASE)
 
-_ATOMIC = re.compile(r"\bbegin\s+atomic\b", re.IGNORECASE)
+# A body that is not empty. Only in CREATE FUNCTION: `SELECT begin atomic` is a column and its alias.
+_ATOMIC = re.compile(
+    r"(?P<head>\s*create\s+(?:or\s+replace\s+)?(?:function|procedure)\b.*?)"
+    r"\bbegin\s+atomic\b(?!\s*end\b)",
+    re.IGNORECASE | re.DOTALL,
+)
+_END = re.compile(r"\s*end\b", re.IGNORECASE)
 
 _COMMAND = re.compile(
     r"\s*(?P<command>abort|begin|commit|end|start\s+transaction|prepare\s+transaction|rollback)\b"
@@ -65,22 +71,31 @@ def code_only(sql: str) -> str:
     return "".join([*parts, sql[at:]])
 
 
+def _opens_body(code: str) -> bool:
+    # In parentheses it would be a parameter `begin` of a type `atomic`.
+    return any(m["head"].count("(") == m["head"].count(")") for m in _ATOMIC.finditer(code))
+
+
 def split_statements(sql: str) -> list[str]:
     """The statements in `sql`, without the semicolons between them. Empty ones and lone comments are
     left out.
 
-    An SQL-standard function body (BEGIN ATOMIC ... END) holds semicolons of its own: such a text is
-    returned whole (https://www.postgresql.org/docs/current/sql-createfunction.html).
+    An SQL-standard function body (BEGIN ATOMIC ... END) holds semicolons of its own
+    (https://www.postgresql.org/docs/current/sql-createfunction.html).
     """
-    code = code_only(sql)
-    if _ATOMIC.search(code):
-        return [sql.strip().rstrip(";")]
-    statements, start = [], 0
+    return [sql[start:end].strip() for start, end, code in _statements(sql) if code.strip()]
+
+
+def _statements(sql: str) -> Iterator[tuple[int, int, str]]:
+    """Where each statement begins and ends, and its code."""
+    code, start, in_body = code_only(sql), 0, False
+    at = 0
     for end in [*(m.start() for m in re.finditer(";", code)), len(sql)]:
-        if code[start:end].strip():
-            statements.append(sql[start:end].strip())
-        start = end + 1
-    return statements
+        in_body = not _END.match(code[at:end]) if in_body else _opens_body(code[at:end])
+        at = end + 1
+        if not in_body or end == len(sql):
+            yield start, end, code[start:end]
+            start = at
 
 
 def find_transaction_control(sql: str) -> str | None:
@@ -90,7 +105,7 @@ def find_transaction_control(sql: str) -> str | None:
     """
     if not _WORD.search(sql):
         return None
-    for statement in code_only(sql).split(";"):
+    for _, _, statement in _statements(sql):
         match = _COMMAND.match(statement)
         if match and not match["savepoint"]:
             return " ".join(match["command"].upper().split())

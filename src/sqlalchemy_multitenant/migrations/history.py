@@ -225,18 +225,31 @@ class History:
         return tuple(sorted(heads))
 
     def run_online(self, connection: Connection, schema: str, target: str = "heads") -> None:
-        """Let Alembic run the upgrade itself, in the connection's transaction and search path."""
+        """Let Alembic run the upgrade itself, in the connection's transaction and search path.
+
+        Raises:
+            MigrationError: a revision raised; names it.
+        """
         script = self.script
+        running: str | None = None
 
         def fn(heads: Any, context: MigrationContext) -> Any:
             del context
-            return script._upgrade_revs(target, heads)
+            nonlocal running
+            for step in script._upgrade_revs(target, heads):
+                running = str(step.revision.revision)
+                yield step
 
         with ALEMBIC_LOCK, EnvironmentContext(self.config, script, fn=fn) as environment:
             environment.configure(
                 connection=connection, version_table=self.version_table, version_table_schema=schema
             )
-            environment.run_migrations()
+            try:
+                environment.run_migrations()
+            except MigrationError:
+                raise
+            except Exception as error:
+                raise MigrationError(f"{type(error).__name__}: {error}", revision=running) from error
 
     def plan_stamp(self, start: Heads) -> MigrationPlan:
         """The plan that records the newest revisions as applied, without running anything."""

@@ -324,9 +324,16 @@ class Migrator:
             return 0, (), str(error)
         return len(self.tenant_history.revisions()) - len(pending), pending, None
 
-    def plan(self, tenants: Iterable[str] | None = None, *, shared: bool = False) -> list[FleetPlan]:
+    def plan(
+        self, tenants: Iterable[str] | None = None, *, shared: bool = False, mark: bool = False
+    ) -> list[FleetPlan]:
         """What a run would do, without doing it: one entry for each distinct plan, with the tenants that
-        would get it.
+        would get it. A tenant without a schema gets none; `status` names it.
+
+        Args:
+            tenants: their ids; None for all.
+            shared: whether the shared schema comes first.
+            mark: plan `mark_applied` instead of a migration.
 
         Raises:
             MigrationError: the revisions are wrong.
@@ -334,17 +341,23 @@ class Migrator:
         """
         plans = []
         if shared:
-            plan = self.shared_history.plan_upgrade(self._shared()[1])
+            plan = self._plan(self.shared_history, self._shared()[1], mark)
             plans += [] if plan.is_empty else [FleetPlan(SHARED, plan, (SHARED,))]
         members = self.find_members(tenants)
         heads = self._read_heads(members)
         groups: dict[Heads, list[str]] = {}
         for member in members:
-            groups.setdefault(heads[member.schema] or (), []).append(member.id)
+            start = heads[member.schema]
+            if start is not None:
+                groups.setdefault(start, []).append(member.id)
         for start, names in groups.items():
-            plan = self.tenant_history.plan_upgrade(start)
+            plan = self._plan(self.tenant_history, start, mark)
             plans += [] if plan.is_empty else [FleetPlan("tenant", plan, tuple(names))]
         return plans
+
+    @staticmethod
+    def _plan(history: History, start: Heads, mark: bool) -> MigrationPlan:
+        return history.plan_stamp(start) if mark else history.plan_upgrade(start)
 
     def mark_applied(self, tenants: Iterable[str] | None = None) -> MigrationReport:
         """Record the newest revision for tenants (all of them by default) without running anything:

@@ -112,6 +112,10 @@ def is_transient(error: BaseException) -> bool:
 
 
 def _translated(error: BaseException, to: Destination) -> BaseException:
+    if isinstance(error, MigrationError) and error.tenant is None:
+        named = MigrationError(error.reason, to.name, error.revision)
+        named.__cause__ = error.__cause__ or error
+        return named
     if isinstance(error, MigrationError | TenantError):
         return error
     wrapped = MigrationError(f"{type(error).__name__}: {error}", to.name)
