@@ -48,8 +48,7 @@ def _measure(server: URL, options: argparse.Namespace, folder: Path) -> Iterator
             if options.kind in ("checks", "all"):
                 yield from checks.run(world, options.rounds, say)
     if options.kind in ("fleet", "all"):
-        with own_database(server) as url:
-            yield from fleet.run(url, folder / "fleet", options.rounds, options.tenants, say)
+        yield from fleet.run(server, folder, options.rounds, options.tenants, say)
 
 
 def main() -> None:

@@ -17,7 +17,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from sqlalchemy_multitenant import Migrator, TenantConfig, TenantManager
 
-from .database import connect, make_config
+from .database import connect, make_config, own_database
 from .report import Report, compare
 from .rounds import Samples, Variant, measure
 
@@ -154,11 +154,10 @@ def _measure_migration(
 ) -> Samples:
     """From a cold start: reading the revisions and opening the connections count."""
     message = revisions.message((revisions.first,))
-    names = [schema.removeprefix("tenant_") for schema in schemas]
 
     def migrate(_: object) -> None:
         with Migrator(config) as migrator:
-            assert migrator.migrate_tenants(names, concurrency=CONCURRENCY).succeeded == len(names)
+            assert migrator.migrate_all(concurrency=CONCURRENCY).succeeded == len(schemas)
 
     def migrate_raw(_: object) -> None:
         with raw_connections(url) as send:
@@ -175,7 +174,6 @@ def _measure_migration(
 
 def _measure_status(url: URL, config: TenantConfig, schemas: Sequence[str], rounds: int) -> Samples:
     """From a cold start as well."""
-    names = [schema.removeprefix("tenant_") for schema in schemas]
     selects = [f"SELECT '{schema}', version_num FROM {schema}.alembic_version" for schema in schemas]
 
     def query(statements: Sequence[str]) -> None:
@@ -185,7 +183,7 @@ def _measure_status(url: URL, config: TenantConfig, schemas: Sequence[str], roun
 
     def status(_: object) -> None:
         with Migrator(config) as migrator:
-            assert len(migrator.status(names)) == len(names)
+            assert len(migrator.status()) == len(schemas)
 
     variants: list[Variant[None]] = [
         Variant("ours", status),
@@ -196,26 +194,32 @@ def _measure_status(url: URL, config: TenantConfig, schemas: Sequence[str], roun
 
 
 def run(
-    url: URL, folder: Path, rounds: int | None, tenants: int, progress: Callable[[str], object]
+    server: URL, folder: Path, rounds: int | None, tenants: int, progress: Callable[[str], object]
 ) -> Iterator[Report]:
     """The reports, one after the other.
 
     Args:
-        url: an empty database.
         folder: a folder for revisions.
+        tenants: how many are migrated.
     """
-    config = make_config(url, folder, Base, pool_size=CONCURRENCY)
     rounds = rounds or ROUNDS
-    revisions = Revisions(config)
     progress("creating tenants ...")
-    samples = _measure_creation(url, config, revisions, rounds)
-    yield compare(f"Creating tenants of three tables, {CONCURRENCY} at a time", "tenant", samples, ["raw"])
-    progress(f"migrating {tenants} tenants ...")
-    schemas = _create_fleet(config, tenants)
-    revisions.add_second()
-    samples = _measure_migration(url, config, revisions, schemas, rounds)
-    title = f"Adding two columns to each of {tenants} tenants, {CONCURRENCY} at a time"
+    with own_database(server) as url:
+        config = make_config(url, folder / "created", Base, pool_size=CONCURRENCY)
+        samples = _measure_creation(url, config, Revisions(config), rounds)
+    title = f"Creating tenants of three tables, {CONCURRENCY} at a time"
     yield compare(title, "tenant", samples, ["raw"])
-    progress(f"reading the status of {tenants} tenants ...")
-    samples = _measure_status(url, config, schemas, rounds * 3)
-    yield compare(f"Status of {tenants} tenants", "tenant", samples, ["one_query", "query_per_tenant"])
+
+    progress(f"migrating {tenants} tenants ...")
+    with own_database(server) as url:
+        config = make_config(url, folder / "migrated", Base, pool_size=CONCURRENCY)
+        revisions = Revisions(config)
+        schemas = _create_fleet(config, tenants)
+        revisions.add_second()
+        samples = _measure_migration(url, config, revisions, schemas, rounds)
+        title = f"Adding a column to two tables of each of {tenants} tenants, {CONCURRENCY} at a time"
+        yield compare(title, "tenant", samples, ["raw"])
+
+        progress(f"reading the status of {tenants} tenants ...")
+        samples = _measure_status(url, config, schemas, rounds * 3)
+        yield compare(f"Status of {tenants} tenants", "tenant", samples, ["one_query", "query_per_tenant"])

@@ -20,7 +20,7 @@ from .database import ROWS, TENANTS, User, World
 from .report import Report, compare
 from .rounds import Samples, Variant, measure
 
-ROUNDS, SERIES, READS_PER_ROUND = 200, 10, 40
+ROUNDS, SERIES, READS_PER_ROUND = 160, 20, 40
 AIMS = "aims: at least 0.95 of translate_map, at least 0.85 of pinned"
 ASYNCPG_NOTE = (
     "ours_cached: connect_args={'prepared_statement_cache_size': 100}; "

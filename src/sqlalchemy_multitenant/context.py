@@ -171,11 +171,12 @@ class UseTenant(Generic[DataT]):
             # Not `async for` over another generator: what is sent and thrown must reach `fn`.
             async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
                 generator = fn(*args, **kwargs)
+                steps = _Steps(self)
                 step, value = generator.asend, None
                 try:
                     while True:
                         try:
-                            with self._again():
+                            with steps:
                                 produced = await step(value)
                         except StopAsyncIteration:
                             return
@@ -186,7 +187,7 @@ class UseTenant(Generic[DataT]):
                         except BaseException as error:
                             step, value = generator.athrow, error
                 finally:
-                    with self._again():
+                    with steps:
                         await generator.aclose()
 
         else:
@@ -200,14 +201,33 @@ class UseTenant(Generic[DataT]):
         return cast("Callable[P, R]", functools.wraps(fn)(wrapper))
 
 
+class _Steps:
+    """The steps of one generator: inside them its own blocks are open, between them none is."""
+
+    def __init__(self, use: UseTenant[Any]) -> None:
+        self._stack = use._stack
+        self._own: tuple[Any, ...] = ((use, use._current),)
+        self._outer: tuple[Any, ...] = ()
+
+    def __enter__(self) -> None:
+        self._outer = self._stack.get()
+        self._stack.set((*self._outer, *self._own))
+
+    def __exit__(self, *_: object) -> None:
+        # What the step has opened on top is the generator's, and is there again in its next step.
+        self._own = self._stack.get()[len(self._outer) :]
+        self._stack.set(self._outer)
+
+
 def _drive(use: UseTenant[Any], generator: Any) -> Any:
     """Run a generator with the tenant set inside its own steps only: between them the code that
     iterates runs, in the same context, and must not see it."""
+    steps = _Steps(use)
     step, value = generator.send, None
     try:
         while True:
             try:
-                with use._again():
+                with steps:
                     produced = step(value)
             except StopIteration as stop:
                 return stop.value
@@ -218,5 +238,5 @@ def _drive(use: UseTenant[Any], generator: Any) -> Any:
             except BaseException as error:
                 step, value = generator.throw, error
     finally:
-        with use._again():
+        with steps:
             generator.close()

@@ -14,7 +14,7 @@ from .catalog.claims import SchemaClaims
 from .catalog.source import CatalogSource, DiscoveredSource, Layout, SharedSource
 from .config import TenantConfig
 from .engines.engine import make_scoped_engine
-from .engines.pools import PoolRegistry
+from .engines.pools import MAX_ENGINES, PoolRegistry
 from .engines.server import resolve_url
 from .errors import ConfigurationError
 from .isolation.scope import SCOPE_OPTION, ScopeSource
@@ -122,7 +122,8 @@ class ManagerBase(Generic[AnyDb]):
         db = self._make_db(parsed, self._scoped_engine(self._layout.target(parsed), self._source(parsed)))
         with self._lock:
             db = self._handles.setdefault(parsed, db)
-            while len(self._handles) > _MAX_HANDLES:
+            most = MAX_ENGINES if self.config.isolation.pool_per_tenant else _MAX_HANDLES
+            while len(self._handles) > most:
                 self._handles.popitem(last=False)
         return db
 

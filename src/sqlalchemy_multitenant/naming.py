@@ -57,6 +57,8 @@ def parse_schema_name(value: object) -> SchemaName:
     """
     if not isinstance(value, str) or not value:
         raise ValueError(f"a schema name is a non-empty str, not {value!r}")
+    if value == "$user":
+        raise ValueError("'$user' in a search path means the role's own schema, even when quoted")
     if "\x00" in value:
         raise ValueError(f"{value!r} contains a NUL character, which PostgreSQL refuses")
     try:

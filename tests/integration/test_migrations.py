@@ -229,6 +229,22 @@ def test_an_unknown_revision_in_the_database_is_told(config: TenantConfig, write
             True,
         ),
         (
+            "if not context.is_offline_mode():\n"
+            "    op.get_bind().execute(sa.text(\"INSERT INTO items (name) VALUES ('100%')\"))",
+            True,
+        ),
+        (
+            "if not op.get_context().as_sql:\n"
+            "    op.get_bind().execute(sa.text(\"INSERT INTO items (name) VALUES ('100%')\"))",
+            True,
+        ),
+        (
+            't = sa.Table("items", sa.MetaData(), sa.Column("id", sa.Integer), '
+            'sa.Column("name", sa.String, default="100%"))\n'
+            'op.bulk_insert(t, [{"id": 1}])',
+            True,
+        ),
+        (
             "from sqlalchemy.orm import Session\n"
             "session = Session(op.get_bind())\n"
             "session.execute(sa.text(\"INSERT INTO items (name) VALUES ('100%')\"))\nsession.flush()",
@@ -570,3 +586,71 @@ def test_the_shared_schema_can_be_marked(config: TenantConfig, tmp_path: Path) -
         assert migrator.mark_shared_applied().state is MigrationState.DONE
         assert migrator.mark_shared_applied().state is MigrationState.SKIPPED
         assert migrator.migrate_shared().state is MigrationState.SKIPPED
+
+
+def test_a_record_that_went_elsewhere_fails_the_migration(
+    config: TenantConfig, write: Write, db: Engine
+) -> None:
+    """The shared schema keeps its version in a table of the same name."""
+    with db.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE public.alembic_version (version_num text)")
+        connection.exec_driver_sql("INSERT INTO public.alembic_version VALUES ('0001')")
+    write("0001", None, FIRST)
+    fleet(config, 2)
+    write("0002", "0001", "op.execute('SET search_path TO public')")
+    with Migrator(config) as migrator:
+        assert migrator.migrate_all().failed == 2
+        assert {s.heads for s in migrator.status()} == {("0001",)}
+    with db.connect() as connection:
+        assert connection.scalar(text("SELECT version_num FROM public.alembic_version")) == "0001"
+
+
+@pytest.mark.parametrize("command", ["COMMIT", "SELECT 1; ROLLBACK", "BEGIN"])
+def test_a_revision_cannot_split_its_transaction(config: TenantConfig, write: Write, command: str) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write("0002", "0001", f"op.execute({command!r})")
+    with Migrator(config) as migrator, pytest.raises(MigrationError, match="in two"):
+        migrator.migrate_all()
+
+
+def test_the_failing_one_of_thousands_of_statements_is_named(config: TenantConfig, write: Write) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write(
+        "0002",
+        "0001",
+        "op.execute('SELECT nonexistent')\nfor i in range(3000):\n    op.execute(f'SELECT {i}')",
+    )
+    with Migrator(config) as migrator:
+        (failed,) = migrator.migrate_all().failures
+    assert "nonexistent" in str(failed.error)
+    assert failed.attempts == 1
+
+
+def test_what_a_revision_sets_does_not_reach_the_next_tenant(config: TenantConfig, write: Write) -> None:
+    write("0001", None, FIRST)
+    write("0002", "0001", "op.execute('SET default_transaction_read_only = on')")
+    assert fleet(config, 3) == ["t00", "t01", "t02"]
+
+
+def test_mark_applied_mends_an_unknown_revision(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 2)
+    with db.begin() as connection:
+        connection.exec_driver_sql("UPDATE tenant_t00.alembic_version SET version_num = 'ffff'")
+        connection.exec_driver_sql("DELETE FROM tenant_t01.alembic_version")
+    with Migrator(config) as migrator:
+        report = migrator.mark_applied()
+        assert (report.succeeded, report.failed) == (2, 0)
+        assert {s.state for s in migrator.status()} == {"ok"}
+
+
+def test_tables_from_the_models_keep_their_percent_signs(empty_url: URL, db: Engine) -> None:
+    models = MetaData()
+    Table("t", models, Column("id", Integer, primary_key=True), Column("share", String, server_default="50%"))
+    config = TenantConfig(connection=Connection(url=empty_url), schemas=Schemas(tenant=models))
+    with TenantManager(config) as manager:
+        manager.create_tenant("a")
+        manager.get_db("a").execute(text("INSERT INTO t DEFAULT VALUES"))
+        assert manager.get_db("a").scalar(text("SELECT share FROM t")) == "50%"

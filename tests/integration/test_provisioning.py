@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -322,3 +323,32 @@ def test_a_drop_waits_for_nobody_forever_and_two_drops_have_one_winner(make_conf
         for thread in threads:
             thread.join()
     assert sorted(outcomes) == ["TenantNotFoundError", "dropped"]
+
+
+def test_an_id_that_is_not_listed_gets_nobodys_schema(make_config: MakeConfig) -> None:
+    """However many ask at once, and whoever comes first."""
+    listed = ["x-y"]
+
+    def discover() -> list[str]:
+        time.sleep(0.05)
+        return list(listed)
+
+    config = make_config(schema_name=underscored, migrations=Migrations(discover=discover))
+    with TenantManager(config) as manager:
+        manager.create_tenant("x-y")
+        with manager.get_db("x-y").begin() as session:
+            session.add(User(name="secret"))
+    with TenantManager(config) as manager, ThreadPoolExecutor(6) as pool:
+
+        def ask(tenant: str) -> object:
+            try:
+                return manager.get_db(tenant).scalars(select(User.name)).all()
+            except MultitenantError as error:
+                return type(error).__name__
+
+        answers = list(pool.map(ask, ["zz", "x_y", "X-Y", "x-y", "x_y", "x-y"]))
+        assert [a for a in answers if isinstance(a, list)] == [["secret"], ["secret"]]
+        listed.append("late-one")
+        manager.create_tenant("late-one")
+        assert ask("late-one") == []
+        assert ask("late_one") == "TenantCollisionError"

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 import secrets
 import threading
 import time
 
 import pytest
-from sqlalchemy import URL, Connection, Engine, insert, select, text
+from sqlalchemy import (
+    DDL,
+    URL,
+    Connection,
+    Engine,
+    Executable,
+    Integer,
+    insert,
+    literal_column,
+    select,
+    text,
+)
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session
 
 from sqlalchemy_multitenant import (
+    AsyncTenantManager,
     ConfigurationError,
     NoTenantError,
     TenantManager,
@@ -471,3 +485,134 @@ def test_a_role_that_may_not_use_the_schema_is_told_and_sees_nothing_else(
             connection.exec_driver_sql(f"DROP OWNED BY {role}")
         with admin.connect() as connection:
             connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        DDL("COMMIT AND CHAIN"),
+        text("COMMIT AND CHAIN").columns(id=Integer),
+        select(literal_column("1; COMMIT AND CHAIN")),
+        select(User.id).where(text("true; COMMIT AND CHAIN")),
+        select(User.id).with_statement_hint("; COMMIT AND CHAIN"),
+        text("SELECT 1; -- x\rCOMMIT AND CHAIN"),
+    ],
+    ids=str,
+)
+def test_transaction_control_is_found_wherever_it_is(harness: Harness, statement: Executable) -> None:
+    with pytest.raises(NoTenantError, match="SQL text"):
+        harness.session("a", lambda s: s.execute(statement))
+    assert harness.connection("b", names) == ["bob"]
+
+
+def test_what_loses_the_scope_unseen_finds_nothing(tenants: TenantManager, plain: Engine) -> None:
+    """Past SQLAlchemy, at the driver, nobody looks at the text."""
+    with plain.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE public.precious AS SELECT 1")
+    with tenants.get_db("a").connect() as connection:
+        connection.execute(text("SELECT 1"))
+        driver = connection.connection.driver_connection
+        driver.execute("COMMIT AND CHAIN")
+        with pytest.raises(Exception, match="precious"):
+            driver.execute("SELECT * FROM precious")
+    with tenants.get_db("a").connect() as connection:
+        connection.execute(text("RESET ALL"))
+        with pytest.raises(DBAPIError, match="users"):
+            names(connection)
+
+
+def test_a_cursor_of_an_earlier_user_serves_nobody_else(make_config: MakeConfig) -> None:
+    with TenantManager(make_config(pool_size=1)) as manager:
+        with manager.get_db("a").connect() as connection:
+            connection.execute(text("SELECT 1"))
+            cursor = connection.connection.cursor()
+            stream = connection.connection.driver_connection.cursor("streaming")
+            stream.execute("SELECT name FROM users")
+        with manager.get_db("b").connect() as connection:
+            connection.execute(text("SELECT 1"))
+            for stale in (cursor, stream):
+                with pytest.raises(NoTenantError, match="earlier user"):
+                    stale.execute("SELECT name FROM users")
+            with pytest.raises(NoTenantError, match="earlier user"):
+                stream.fetchone()
+            assert names(connection) == ["bob"]
+        stream.close()
+
+
+def test_a_reset_that_failed_is_made_up_for(harness: Harness, plain: Engine) -> None:
+    """The session's own timeout must not let the clean-up fail, nor be forgotten."""
+    leave_behind(
+        harness,
+        "CREATE TEMP TABLE left_over AS SELECT 1",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE, READ ONLY, DEFERRABLE",
+        "PREPARE theirs AS SELECT name FROM users",
+        "SET statement_timeout = 5",
+    )
+    assert harness.connection("b", names) == ["bob"]
+    for statement in ("SELECT * FROM left_over", "EXECUTE theirs"):
+        with pytest.raises(DBAPIError):
+            harness.connection("b", lambda c: c.execute(text(statement)))
+
+
+def test_the_interrupted_statement_is_not_sent(make_config: MakeConfig, url: URL, plain: Engine) -> None:
+    """A first statement that is cancelled while BEGIN is still on its way never starts."""
+
+    async def main() -> float:
+        async with AsyncTenantManager(make_config(pool_size=1)) as manager:
+            async with manager.get_db("a").connect() as connection:
+                await connection.execute(text("SELECT 1"))
+            with plain.begin() as holder:
+                holder.exec_driver_sql("LOCK TABLE multitenant_tenants IN ACCESS EXCLUSIVE MODE")
+                manager._handles.clear()
+                started = time.monotonic()
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.2), manager.get_db("a").connect() as connection:
+                        await connection.execute(text("SELECT pg_sleep(20)"))
+                return time.monotonic() - started
+
+    assert asyncio.run(main()) < 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_child_shares_no_connection(make_config: MakeConfig) -> None:
+    with TenantManager(make_config(pool_size=1)) as manager:
+        assert manager.get_db("a").scalars(select(User.name)).all() == ["ada"]
+        children = []
+        for tenant, name in (("a", "ada"), ("b", "bob")) * 2:
+            pid = os.fork()
+            if not pid:
+                code = 1
+                try:
+                    for _ in range(20):
+                        if manager.get_db(tenant).scalars(select(User.name)).all() != [name]:
+                            break
+                    else:
+                        code = 0
+                finally:
+                    os._exit(code)
+            children.append(pid)
+        assert [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in children] == [0] * 4
+        assert manager.get_db("a").scalars(select(User.name)).all() == ["ada"]
+
+
+@pytest.mark.parametrize("schema", ["public", "$user", "pg_catalog"])
+def test_a_record_that_names_no_place_for_a_tenant_is_refused(
+    harness: Harness, plain: Engine, schema: str
+) -> None:
+    with plain.begin() as connection:
+        if schema == "$user":
+            connection.exec_driver_sql('CREATE SCHEMA "$user"')
+        connection.execute(
+            text("UPDATE multitenant_tenants SET schema_name = :schema WHERE id = 'a'"), {"schema": schema}
+        )
+    with pytest.raises(ConfigurationError, match="cannot live"):
+        harness.connection("a", names)
+
+
+def test_a_change_by_replication_or_by_a_trigger_is_noticed(harness: Harness, plain: Engine) -> None:
+    assert harness.connection("a", names) == ["ada"]
+    with plain.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+        connection.exec_driver_sql("UPDATE multitenant_tenants SET status = 'suspended' WHERE id = 'a'")
+    with pytest.raises(TenantSuspendedError):
+        harness.connection("a", names)

@@ -589,3 +589,21 @@ def test_a_context_gives_the_databases_of_its_manager(make_config: MakeConfig) -
         with context.use_tenant("a"):
             assert context.get_tenant_db() is manager.get_db("a")
         assert context.get_shared_db() is manager.get_shared_db()
+
+
+def test_a_block_inside_a_decorated_generator_stays_open_across_its_steps(
+    context: TenantContext[Info],
+) -> None:
+    @context.use_tenant("a")
+    def steps() -> Iterator[str | None]:
+        yield context.get_tenant()
+        with context.use_tenant("b"):
+            yield context.get_tenant()
+            yield context.get_tenant()
+        yield context.get_tenant()
+
+    seen = []
+    for tenant in steps():
+        assert context.get_tenant_or_none() is None
+        seen.append(str(tenant))
+    assert seen == ["a", "b", "b", "a"]

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from threading import Lock
+from threading import RLock
 
-from ..errors import TenantCollisionError
+from ..errors import TenantCollisionError, TenantNotFoundError
 from ..naming import SchemaName, SchemaNaming, TenantId, parse_tenant_id
 
 
 class SchemaClaims:
     """Remembers which id each schema belongs to.
 
-    A template maps no two ids to one schema, so there is nothing to remember. A callable may: the
-    ids that `discover` lists come first, and the first of the others that asks.
+    A template maps no two ids to one schema, so there is nothing to remember. A callable may: then the
+    ids that the application lists decide, and one that it does not list has no schema.
     """
 
-    def __init__(self, naming: SchemaNaming, seed: Callable[[], object] | None = None) -> None:
-        """`seed` is called once before the first claim; it makes the ids known that come first."""
-        self._naming, self._seed = naming, seed
+    def __init__(self, naming: SchemaNaming, list_ids: Callable[[], object] | None = None) -> None:
+        """`list_ids` is called when an id is met that has no claim yet; it calls `learn`."""
+        self._naming, self._list_ids = naming, list_ids
         self._owners: dict[SchemaName, TenantId] = {}
-        self._lock = Lock()
+        self._lock = RLock()
+        self._listing = False
 
     def learn(self, ids: Iterable[str]) -> list[TenantId]:
         """Parse the ids that the application lists, and claim their schemas.
@@ -41,14 +42,17 @@ class SchemaClaims:
         """
         if self._naming.is_injective:
             return
-        if self._seed is not None:
-            seed, self._seed = self._seed, None
-            try:
-                seed()
-            except BaseException:
-                self._seed = seed
-                raise
         with self._lock:
+            owner = self._owners.get(schema)
+            if owner is None and self._list_ids is not None and not self._listing:
+                self._listing = True
+                try:
+                    self._list_ids()
+                finally:
+                    self._listing = False
+                owner = self._owners.get(schema)
+                if owner is None:
+                    raise TenantNotFoundError(tenant, "`discover` does not list it")
             owner = self._owners.setdefault(schema, tenant)
         if owner != tenant:
             raise TenantCollisionError(tenant, schema, owner)

@@ -27,6 +27,11 @@ class Layout:
         schemas = config.schemas
         return cls(schemas.shared_schema, tuple(schemas.extra_search_path), config.isolation.pool_per_tenant)
 
+    @property
+    def reserved(self) -> frozenset[str]:
+        """Schemas that are no tenant's."""
+        return frozenset({self.shared_schema, *self.extra, "public", "information_schema"})
+
     def target(self, tenant: TenantId | None) -> Target:
         """The pool that serves `tenant`."""
         return Target(owner=tenant if self.pool_per_tenant else None)
@@ -117,6 +122,10 @@ class CatalogSource(_TenantSource):
         if usable is None:
             raise TenantNotFoundError(self.tenant, f"its schema {schema!r} is gone from the database")
         _may_use(usable, self.tenant, schema)
+        if schema in self._layout.reserved or schema.startswith("pg_") or schema == "$user":
+            raise ConfigurationError(
+                "schema_name", schema, f"tenant {self.tenant!r} cannot live in this schema"
+            )
         placement = self._layout.place(self.tenant, SchemaName(schema))
         scope = plan_scope(placement, qualified(self._layout.shared_schema, epoch))
         self._scope = scope

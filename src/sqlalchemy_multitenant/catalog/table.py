@@ -100,8 +100,21 @@ BEGIN
     END IF;
     RETURN NULL;
 END $body$""",
-        f"CREATE OR REPLACE TRIGGER multitenant_bump_epoch AFTER UPDATE OF id, status, schema_name OR DELETE "
-        f"ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {bump}()",
+        # By value, not by column list: another trigger may change what the statement does not name.
+        f"CREATE OR REPLACE TRIGGER multitenant_bump_epoch AFTER UPDATE ON {table} FOR EACH ROW "
+        "WHEN ((OLD.id, OLD.status, OLD.schema_name) IS DISTINCT FROM (NEW.id, NEW.status, NEW.schema_name)) "
+        f"EXECUTE FUNCTION {bump}()",
+        f"CREATE OR REPLACE TRIGGER multitenant_bump_epoch_gone AFTER DELETE ON {table} FOR EACH STATEMENT "
+        f"EXECUTE FUNCTION {bump}()",
         f"CREATE OR REPLACE TRIGGER multitenant_bump_epoch_all AFTER TRUNCATE "
         f"ON {table} FOR EACH STATEMENT EXECUTE FUNCTION {bump}()",
+        # ALWAYS: also for changes that replication, or a restore, applies.
+        *(
+            f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {name}"
+            for name in (
+                "multitenant_bump_epoch",
+                "multitenant_bump_epoch_gone",
+                "multitenant_bump_epoch_all",
+            )
+        ),
     ]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Sequence
 
 import typer
@@ -33,12 +34,22 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command; returns its exit code."""
     # A process started in the background by a shell ignores SIGINT; a deploy script's Ctrl-C must count.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    _open_standard_streams()
     try:
         return _run_json(arguments) if "--json" in arguments else _run_text(arguments)
     except BrokenPipeError:
         # The reader (head, less) went away; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+
+
+def _open_standard_streams() -> None:
+    """Started with `>&-` or `<&-`, Python has None where everybody expects a stream."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115, PTH123 - for good
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def _run_text(arguments: Sequence[str]) -> int:

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
-import asyncpg
 from asyncpg.connection import Connection
 from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.util import LRUCache, await_only
 
 from ..errors import NoTenantError
-from ..isolation.scope import STALE_SQLSTATES, begin_nowhere_sql, begin_sql
+from ..isolation.scope import DEAD_END, STALE_SQLSTATES, begin_nowhere_sql, begin_sql
 from .guard import OUTSIDE, Guarded, refuse_autocommit
 
 _FIRST_USER_OID = 16384
@@ -82,18 +81,20 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
             TenantNotFoundError, TenantSuspendedError: the tenant cannot be entered.
         """
         source = self._take_scope()
-        scope, used = source.current(), self._take_used()
+        scope = source.current()
         if scope is not None:
             try:
-                await super().execute(begin_sql(begin, scope, used=used))
-            except asyncpg.PostgresError as error:
+                await super().execute(begin_sql(begin, scope, used=self._used))
+            except Exception as error:
                 await self.end_scoped("ROLLBACK")
                 if _sqlstate(error) not in STALE_SQLSTATES:
                     raise
             else:
+                self._used = False
                 return
         try:
-            await super().execute(begin_nowhere_sql(begin, used=used))
+            await super().execute(begin_nowhere_sql(begin, used=self._used))
+            self._used = False
             row = await super().fetchrow(source.lookup_sql)
             await super().execute(source.refresh(None if row is None else tuple(row)).fresh)
         except Exception as error:
@@ -166,7 +167,15 @@ class ScopedAsyncpgDialect(PGDialect_asyncpg):
         if not size:
             # Unnamed statements: a transaction pooler has nothing to remember, and no name to clash.
             kwargs.setdefault("prepared_statement_name_func", str)
-        adapter = super().connect(*args, **kwargs)
+        settings = dict(kwargs.get("server_settings") or {})
+        try:
+            kwargs["server_settings"] = {"search_path": DEAD_END, **settings}
+            adapter = super().connect(*args, **kwargs)
+        except Exception as error:
+            if "startup parameter" not in str(error):
+                raise
+            kwargs["server_settings"] = settings  # a pooler, which takes no such parameter
+            adapter = super().connect(*args, **kwargs)
         if size:
             adapter._prepared_statement_cache = _SameEverywhere(size)
         return adapter

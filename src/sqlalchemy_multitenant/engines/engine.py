@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from psycopg import pq
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.dialects import registry
 from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from ..config import TenantConfig
@@ -59,14 +61,26 @@ def make_scoped_engine(config: TenantConfig, url: URL, *, is_async: bool) -> Eng
 
 def make_admin_engine(config: TenantConfig, url: URL, *, pool_size: int = 1) -> Engine:
     """A plain engine for the toolkit's own work: provisioning, migrations. No tenant's code gets it."""
-    return create_engine(
+    engine = create_engine(
         psycopg_url(url),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=max(config.connection.pool_timeout_s, 60.0),
+        # Work of this kind is rare: connections may have died meanwhile, and a round trip does not count.
+        pool_pre_ping=True,
         connect_args={**_psycopg_args(config, url), "prepare_threshold": None},
         echo=config.connection.echo,
     )
+
+    @event.listens_for(engine, "reset")
+    def clean(dbapi_connection: Any, _record: Any, state: Any) -> None:
+        # What a revision sets must not reach the next tenant's transaction.
+        if not state.terminate_only:
+            dbapi_connection.rollback()
+            dbapi_connection.execute("RESET SESSION AUTHORIZATION; RESET ALL")
+            dbapi_connection.commit()
+
+    return engine
 
 
 def psycopg_url(url: URL) -> URL:
@@ -89,11 +103,22 @@ def _psycopg_args(config: TenantConfig, url: URL) -> dict[str, Any]:
 def _listen(engine: Engine, config: TenantConfig) -> None:
     @event.listens_for(engine, "connect")
     def arm(dbapi_connection: Any, record: Any) -> None:
-        _check_shadows(dbapi_connection, config)
+        try:
+            _check_shadows(dbapi_connection, config)
+        except BaseException:
+            # SQLAlchemy drops a connection whose listener fails, and does not close it.
+            engine.dialect.do_terminate(dbapi_connection)
+            raise
+        record.info["multitenant_pid"] = os.getpid()
         record.driver_connection.arm()
 
     @event.listens_for(engine, "checkout")
-    def new_user(_dbapi_connection: Any, record: Any, _proxy: Any) -> None:
+    def new_user(_dbapi_connection: Any, record: Any, proxy: Any) -> None:
+        if record.info.get("multitenant_pid") != os.getpid():
+            # Inherited by fork(): the parent speaks over the same socket. As SQLAlchemy's own recipe has it,
+            # https://docs.sqlalchemy.org/en/21/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork
+            record.dbapi_connection = proxy.dbapi_connection = None
+            raise DisconnectionError("the connection belongs to the parent process")
         record.driver_connection.mark_checked_out()
 
     @event.listens_for(engine, "begin")
@@ -113,14 +138,12 @@ def _listen(engine: Engine, config: TenantConfig) -> None:
 
     @event.listens_for(engine, "before_cursor_execute")
     def refuse_transaction_control(
-        _connection: Any, _cursor: Any, statement: str, _parameters: Any, context: Any, _many: bool
+        _connection: Any, _cursor: Any, statement: str, _parameters: Any, _context: Any, _many: bool
     ) -> None:
-        # Compiled SQL contains no such thing; only what was written by hand can.
-        if context is not None and context.compiled is not None and not context.is_text:
-            return
+        # Compiled statements as well: text() and DDL() may be anywhere in them.
         if command := find_transaction_control(statement):
             raise NoTenantError(
-                f"{command} as SQL text would end the tenant's transaction, and its scope with it: "
+                f"{command} as SQL text would end the tenant's scope before its transaction: "
                 "use commit(), rollback() or begin_nested() of the session or connection"
             )
 

@@ -20,6 +20,7 @@ class Guarded:
     _armed = False
     _used = False
     _next: ScopeSource | None = None
+    checkout = 0
 
     def arm(self) -> None:
         """From now on, refuse whatever is sent outside a scoped transaction."""
@@ -29,6 +30,7 @@ class Guarded:
         """A new user has the connection: its first BEGIN cleans up after the last one."""
         self._used = True
         self._next = None
+        self.checkout += 1
 
     def bind(self, source: ScopeSource) -> None:
         """The next BEGIN is for `source`."""
@@ -44,11 +46,6 @@ class Guarded:
         if source is None:
             raise NoTenantError(OUTSIDE)
         return source
-
-    def _take_used(self) -> bool:
-        """Whether the connection is to be cleaned up; true once per user."""
-        used, self._used = self._used, False
-        return used
 
 
 def refuse_autocommit(level: str) -> None:

@@ -25,8 +25,12 @@ from ..placement import DEFAULT_SERVER, Target
 
 SHARED = Target()
 
-OPENING_S = 60.0
-"""How long, at most, a pool keeps its place for one who is opening a connection, in seconds."""
+MAX_ENGINES = 1000
+"""How many engines are kept for reuse, about 36 KB each."""
+
+OPENING_S = 10.0
+"""How long, at most, a pool keeps its place for one who has opened a connection and does not take it, in
+seconds: a listener failed, say."""
 
 
 class _Retiring:
@@ -146,6 +150,10 @@ class PoolRegistry:
                 entry = PoolEntry(target, self._make_engine(target))
                 self._listen(entry)
                 self._entries[target] = entry
+                # Made-up ids must not fill the memory; a handle keeps the engine that it was given.
+                while len(self._entries) > MAX_ENGINES:
+                    oldest = next(t for t in self._entries if t != SHARED)
+                    del self._entries[oldest]
             return entry.engine
 
     def stats(self) -> list[PoolStats]:
@@ -157,8 +165,17 @@ class PoolRegistry:
         engine, lock = entry.engine, self._lock
 
         @event.listens_for(engine, "do_connect")
-        def admit(*_: Any) -> None:
-            self._admit(entry, until=time.monotonic() + OPENING_S)
+        def connect(dialect: Any, _record: Any, args: Any, kwargs: Any) -> Any:
+            """Take a place, then connect; whoever cannot, or is cancelled, gives the place back."""
+            try:
+                self._admit(entry, until=time.monotonic() + OPENING_S)
+                return dialect.connect(*args, **kwargs)
+            except BaseException:
+                with lock:
+                    entry.opening.pop(self._whoami(), None)
+                    if entry.is_idle and not entry.opened:
+                        self._live.pop(entry, None)
+                raise
 
         @event.listens_for(engine, "connect")
         def opened(*_: Any) -> None:
@@ -218,7 +235,6 @@ class PoolRegistry:
                     self._entries.setdefault(entry.target, entry)
                     break
             if time.monotonic() >= deadline:
-                entry.opening.pop(self._whoami(), None)
                 raise TenantBusyError(
                     entry.name,
                     f"all {self._max_pools} pools (isolation.max_pools) are in use; none came free in "

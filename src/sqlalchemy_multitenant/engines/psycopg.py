@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectA
 from sqlalchemy.util import await_only
 
 from ..errors import NoTenantError
-from ..isolation.scope import STALE_SQLSTATES, Scope, ScopeSource, begin_nowhere_sql, begin_sql
+from ..isolation.scope import DEAD_END, STALE_SQLSTATES, Scope, ScopeSource, begin_nowhere_sql, begin_sql
 from .guard import OUTSIDE, Guarded, refuse_autocommit
 
 _IDLE = pq.TransactionStatus.IDLE
@@ -37,6 +37,7 @@ class _Scoped(Guarded):
     pgconn: pq.abc.PGconn
 
     _pending: ScopeSource | None = None
+    _interrupted = False
     isolation: str | None = None
     read_only_mode: bool | None = None
     deferrable_mode: bool | None = None
@@ -51,8 +52,8 @@ class _Scoped(Guarded):
 
     def _send_begin(self, source: ScopeSource, scope: Scope) -> None:
         """Send BEGIN, and leave the answer to whatever is sent next."""
-        script = begin_sql(self._begin_command(), scope, used=self._take_used())
-        self._pending = source
+        script = begin_sql(self._begin_command(), scope, used=self._used)
+        self._pending, self._interrupted = source, False
         self.pgconn.send_query(script.encode())
         self.pgconn.flush()
 
@@ -68,10 +69,16 @@ class _Scoped(Guarded):
     def _after_begin(self, gen: _Gen) -> _Gen:
         try:
             yield from self._finish_begin()
+            if self._interrupted:
+                # psycopg cancels what runs, and drives the generator on: the statement must not be sent.
+                raise psycopg.errors.QueryCanceled("interrupted before the statement was sent")
         except BaseException:
             gen.close()
             raise
         return (yield from gen)
+
+    def _note_interrupt(self) -> None:
+        self._interrupted = True
 
     def _finish_begin(self) -> _Gen:
         """Read the answer to BEGIN. Where the guard in it failed, begin anew with a look at the catalog."""
@@ -83,6 +90,7 @@ class _Scoped(Guarded):
             raise psycopg.OperationalError("the server's answer to BEGIN was lost")
         failed = next((r for r in results if r.status in _ERRORS), None)
         if failed is None:
+            self._used = False
             return
         sqlstate = failed.error_field(pq.DiagnosticField.SQLSTATE)
         if sqlstate is None or sqlstate.decode() not in STALE_SQLSTATES:
@@ -92,9 +100,10 @@ class _Scoped(Guarded):
 
     def _begin_and_look_up(self, source: ScopeSource) -> _Gen:
         """Open a transaction, look the tenant up in it, and scope it."""
-        begin = begin_nowhere_sql(self._begin_command(), used=self._take_used())
+        begin = begin_nowhere_sql(self._begin_command(), used=self._used)
         try:
             row = yield from self._query_row(begin + source.lookup_sql)
+            self._used = False
             scope = source.refresh(row)
             yield from self._query_row(scope.fresh)
         except Exception as error:
@@ -122,31 +131,74 @@ class _Scoped(Guarded):
         return self._pending is None and self.pgconn.transaction_status == _IDLE
 
 
-class _QuietUnlessUsed:
-    """SQLAlchemy makes the cursor before it begins the transaction; where that fails, it drops it."""
+class _OfOneCheckout:
+    """Part of a cursor: it serves the checkout that it was made in, and no other."""
+
+    _conn: Any
+    _checkout: int
+
+    def __init__(self, connection: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(connection, *args, **kwargs)  # type: ignore[call-arg]
+        self._checkout = connection.checkout
+
+    def _start_query(self, *args: Any, **kwargs: Any) -> _Gen:
+        # psycopg passes through here before it sends a statement or a COPY of this cursor.
+        self._check()
+        return super()._start_query(*args, **kwargs)  # type: ignore[misc,no-any-return]
+
+    def _check(self) -> None:
+        if self._checkout != self._conn.checkout:
+            raise NoTenantError(
+                "this cursor belongs to an earlier user of its connection, which has another now"
+            )
+
+
+class _ScopedCursor(_OfOneCheckout, psycopg.Cursor[Any]):
+    """For threads."""
+
+
+class _AsyncScopedCursor(_OfOneCheckout, psycopg.AsyncCursor[Any]):
+    """For asyncio."""
+
+
+class _ServerSide(_OfOneCheckout):
+    """A cursor that the server keeps, until its transaction ends: nothing is to be sent after that."""
 
     pgresult: pq.abc.PGresult | None
 
+    @property
+    def _is_gone(self) -> bool:
+        return bool(self._checkout != self._conn.checkout or self._conn._between_transactions)
+
+    def _declare_gen(self, *args: Any, **kwargs: Any) -> _Gen:
+        self._check()
+        return super()._declare_gen(*args, **kwargs)  # type: ignore[misc,no-any-return]
+
+    def _fetch_gen(self, *args: Any, **kwargs: Any) -> _Gen:
+        self._check()
+        return super()._fetch_gen(*args, **kwargs)  # type: ignore[misc,no-any-return]
+
     def __del__(self, *_: Any) -> None:
+        # SQLAlchemy makes the cursor before it begins the transaction; where that fails, it drops it.
         if self.pgresult is not None:
             super().__del__()  # type: ignore[misc]
 
 
-class _ScopedServerCursor(_QuietUnlessUsed, psycopg.ServerCursor[Any]):
-    """The server closes it with its transaction; nothing is to be sent after that."""
+class _ScopedServerCursor(_ServerSide, psycopg.ServerCursor[Any]):
+    """For threads."""
 
     def close(self) -> None:
-        if cast("ScopedConnection", self._conn)._between_transactions:
+        if self._is_gone:
             psycopg.Cursor.close(self)
         else:
             super().close()
 
 
-class _AsyncScopedServerCursor(_QuietUnlessUsed, psycopg.AsyncServerCursor[Any]):
-    """The same for asyncio."""
+class _AsyncScopedServerCursor(_ServerSide, psycopg.AsyncServerCursor[Any]):
+    """For asyncio."""
 
     async def close(self) -> None:
-        if cast("AsyncScopedConnection", self._conn)._between_transactions:
+        if self._is_gone:
             await psycopg.AsyncCursor.close(self)
         else:
             await super().close()
@@ -157,7 +209,7 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.server_cursor_factory = _ScopedServerCursor
+        self.cursor_factory, self.server_cursor_factory = _ScopedCursor, _ScopedServerCursor
 
     def begin_scoped(self) -> None:
         """Send BEGIN with the bound scope.
@@ -175,6 +227,10 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
 
     def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return super().wait(self._guarded(gen), *args, **kwargs)
+
+    def cancel_safe(self, *args: Any, **kwargs: Any) -> None:
+        self._note_interrupt()
+        super().cancel_safe(*args, **kwargs)
 
     def ping(self) -> None:
         """One round trip, in no transaction."""
@@ -194,7 +250,7 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.server_cursor_factory = _AsyncScopedServerCursor
+        self.cursor_factory, self.server_cursor_factory = _AsyncScopedCursor, _AsyncScopedServerCursor
 
     async def begin_scoped(self) -> None:
         """Send BEGIN with the bound scope; see `ScopedConnection.begin_scoped`."""
@@ -208,6 +264,10 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
     async def wait(self, gen: Any, *args: Any, **kwargs: Any) -> Any:
         return await super().wait(self._guarded(gen), *args, **kwargs)
 
+    async def cancel_safe(self, *args: Any, **kwargs: Any) -> None:
+        self._note_interrupt()
+        await super().cancel_safe(*args, **kwargs)
+
     async def ping(self) -> None:
         """One round trip, in no transaction."""
         await super().wait(self._query_row("SELECT 1"))
@@ -219,6 +279,21 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
     async def rollback(self) -> None:
         if not self._between_transactions:
             await super().rollback()
+
+
+def dead_end(options: str | None) -> str:
+    """libpq's start-up options, with a search path of the session that leads nowhere."""
+    return f"{options or ''} -c search_path={DEAD_END}".strip()
+
+
+async def _connect_async(*args: Any, **kwargs: Any) -> Any:
+    with_options = dict(kwargs, options=dead_end(kwargs.get("options")))
+    try:
+        return await AsyncScopedConnection.connect(*args, **with_options)
+    except psycopg.OperationalError as error:
+        if "startup parameter" not in str(error):
+            raise
+    return await AsyncScopedConnection.connect(*args, **kwargs)  # a pooler, which takes no options
 
 
 class _ScopedDialect(PGDialect_psycopg):
@@ -273,7 +348,13 @@ class ScopedPsycopgDialect(_ScopedDialect):
     supports_statement_cache = True
 
     def connect(self, *args: Any, **kwargs: Any) -> Any:
-        return ScopedConnection.connect(*args, **kwargs)
+        with_options = dict(kwargs, options=dead_end(kwargs.get("options")))
+        try:
+            return ScopedConnection.connect(*args, **with_options)
+        except psycopg.OperationalError as error:
+            if "startup parameter" not in str(error):
+                raise
+        return ScopedConnection.connect(*args, **kwargs)  # a pooler, which takes no options
 
     def do_begin(self, dbapi_connection: Any) -> None:
         cast("ScopedConnection", _driver(dbapi_connection)).begin_scoped()
@@ -294,7 +375,7 @@ class ScopedAsyncPsycopgDialect(_ScopedDialect, PGDialectAsync_psycopg):
 
     def create_connect_args(self, url: URL) -> Any:
         args, kwargs = super().create_connect_args(url)
-        kwargs["async_creator_fn"] = AsyncScopedConnection.connect
+        kwargs["async_creator_fn"] = _connect_async
         return args, kwargs
 
     def do_begin(self, dbapi_connection: Any) -> None:

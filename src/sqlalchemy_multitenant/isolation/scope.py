@@ -28,9 +28,17 @@ NOWHERE = "RESET ROLE; SET LOCAL search_path TO pg_temp; "
 # put right in a transaction of its own, since a later ROLLBACK would bring the old values back.
 # DISCARD ALL would do the same and more, but is not allowed in one message with BEGIN
 # (https://www.postgresql.org/docs/current/sql-discard.html).
+DEAD_END = "pg_temp"
+"""The search path of the session itself, as a start-up option: no schema with anything in it. The path of
+the transaction replaces it; should an application lose that in a way that is not seen, it finds nothing.
+A pooler refuses such options; there the session keeps the server's default."""
+
 SESSION_RESET = (
-    "BEGIN; RESET SESSION AUTHORIZATION; RESET ALL; CLOSE ALL; UNLISTEN *; DISCARD TEMP; "
-    "DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all(); COMMIT; "
+    # Modes of its own: the last user may have left defaults that wait (DEFERRABLE) or forbid (READ ONLY).
+    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE; "
+    "RESET SESSION AUTHORIZATION; RESET ALL; SET LOCAL statement_timeout = 0; "
+    "CLOSE ALL; UNLISTEN *; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; "
+    "SELECT pg_catalog.pg_advisory_unlock_all(); COMMIT; "
 )
 
 

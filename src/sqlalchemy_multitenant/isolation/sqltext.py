@@ -9,7 +9,7 @@ from collections.abc import Iterator
 # (https://www.postgresql.org/docs/current/sql-syntax-lexical.html). Block comments may nest, which
 # a regular expression cannot follow: `_skip_comment` does.
 _OPAQUE = re.compile(
-    r"""--[^\n]*
+    r"""--[^\n\r]*
     | /\*
     | \b[eE]'(?:[^'\\]|\\.|'')*'?
     | '(?:[^']|'')*'?

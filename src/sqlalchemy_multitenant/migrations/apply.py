@@ -87,6 +87,20 @@ def apply_plan(
         history.run_online(connection, to.schema)
     else:
         _send(driver, plan.statements, to.name)
+    _verify(driver, plan, qualified, to)
+
+
+def _verify(driver: psycopg.Connection[Any], plan: MigrationPlan, table: str, to: Destination) -> None:
+    """Hold the recorded revisions against the plan's: a revision may have changed the search path, and
+    the record be somewhere else."""
+    rows = driver.execute(f"SELECT version_num FROM {table} ORDER BY 1".encode()).fetchall()
+    recorded = tuple(row[0] for row in rows)
+    if recorded != plan.end:
+        raise MigrationError(
+            f"{', '.join(recorded) or 'nothing'} is recorded in {table} instead of {', '.join(plan.end)}: "
+            "does a revision set the search path, or write the version table?",
+            to.name,
+        )
 
 
 def _one(cursor: psycopg.Cursor[Any]) -> Any:
@@ -94,22 +108,26 @@ def _one(cursor: psycopg.Cursor[Any]) -> Any:
     return row[0] if row else None
 
 
-def _send(driver: psycopg.Connection[Any], statements: Sequence[Statement], tenant: str) -> None:
+def _send(driver: psycopg.Connection[Any], statements: Sequence[Statement], to: str) -> None:
     cursors: list[psycopg.Cursor[Any]] = []
     problem: psycopg.Error | None = None
-    with driver.pipeline() as pipeline:
-        try:
-            for statement in statements:
-                cursors.append(driver.execute(statement.sql.encode()))  # noqa: PERF401
-            pipeline.sync()
-        except psycopg.Error as error:
-            problem = error
+    try:
+        with driver.pipeline() as pipeline:
+            try:
+                for statement in statements:
+                    cursors.append(driver.execute(statement.sql.encode()))  # noqa: PERF401
+                pipeline.sync()
+            except psycopg.Error as error:
+                problem = error
+    except psycopg.Error as error:
+        # What leaving the pipeline says is but the consequence.
+        problem = problem or error
     if problem is None:
         return
     if problem.sqlstate is None or driver.closed:
         raise problem
     failed = next((i for i, c in enumerate(cursors) if not _succeeded(c)), len(cursors) - 1)
-    raise statement_failed(problem, statements[max(failed, 0)], tenant) from problem
+    raise statement_failed(problem, statements[max(failed, 0)], to) from problem
 
 
 def _succeeded(cursor: psycopg.Cursor[Any]) -> bool:

@@ -78,6 +78,8 @@ def generate(
     extra = tuple(schemas.extra_search_path)
     written: list[GeneratedRevision] = []
     with engine.connect() as connection:
+        # Two at once would give one number twice.
+        connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('multitenant generate'))"))
         try:
             scratch = _Scratch(connection, Timeouts.of(config))
             scratch.build(shared_history, shared, (shared, *extra))

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.schema import DDLElement
 
 from ..errors import MigrationError
-from ..isolation.sqltext import split_statements
+from ..isolation.sqltext import find_transaction_control, split_statements
 from ..naming import quote_ident, quote_literal
 from .plan import Heads, MigrationPlan, Revision, Statement
 
@@ -56,8 +56,22 @@ class _CollectingImpl(PostgresqlImpl):
         if isinstance(construct, str):
             construct = text(construct)
         literal = {} if isinstance(construct, DDLElement) else {"literal_binds": True}
-        compiled = str(construct.compile(dialect=self.dialect, compile_kwargs=literal))
-        self.collected += [Statement(sql, self.revision) for sql in split_statements(compiled)]
+        compiled = construct.compile(dialect=self.dialect, compile_kwargs=literal)
+        if getattr(compiled, "insert_prefetch", ()) or getattr(compiled, "update_prefetch", ()):
+            raise _NeedsConnectionError("a column has a default in Python")
+        sql = str(compiled)
+        if command := find_transaction_control(sql):
+            raise MigrationError(
+                f"{command} would split the migration in two: take it out", revision=self.revision
+            )
+        self.collected += [Statement(part, self.revision) for part in split_statements(sql)]
+
+
+class _CompilingEnvironment(EnvironmentContext):
+    """A revision that asks whether it runs offline is about to do less than it would online."""
+
+    def is_offline_mode(self) -> bool:
+        raise _NeedsConnectionError("it asks for the offline mode")
 
 
 class History:
@@ -71,7 +85,7 @@ class History:
 
     def __init__(self, directory: Path, version_table: str, label: str) -> None:
         self.directory, self.version_table, self.label = directory, version_table, label
-        self.config = Config(cmd_opts=Namespace(quiet=True))
+        self.config = Config(cmd_opts=Namespace(quiet=True, x=None))
         self.config.set_main_option("script_location", str(directory).replace("%", "%%"))
         self.config.set_main_option("path_separator", "os")
         self.config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
@@ -190,10 +204,12 @@ class History:
             del heads, context
             for step in script._upgrade_revs(target, start):  # type: ignore[arg-type]
                 impl.revision = step.revision.revision
+                if "as_sql" in Path(step.revision.path).read_text(encoding="utf-8"):
+                    raise _NeedsConnectionError("it asks for the offline mode")
                 yield step
 
         offline: dict[str, Any] = {"fn": fn, "as_sql": True, "starting_rev": start or None}
-        with self._translated(), EnvironmentContext(self.config, script, **offline) as environment:
+        with self._translated(), _CompilingEnvironment(self.config, script, **offline) as environment:
             environment.configure(
                 dialect_name="postgresql",
                 # `named` leaves percent signs alone.
@@ -254,17 +270,18 @@ class History:
     def plan_stamp(self, start: Heads) -> MigrationPlan:
         """The plan that records the newest revisions as applied, without running anything."""
         name = quote_ident(self.version_table)
-        statements = (
-            [f"DELETE FROM {name}"]
-            if start
-            else [
-                f"CREATE TABLE {name} (version_num varchar(32) NOT NULL, "
-                f"CONSTRAINT {quote_ident(self.version_table + '_pkc')} PRIMARY KEY (version_num))"
-            ]
-        )
+        try:
+            pending = self.pending(start)
+        except MigrationError:  # at a revision that is not here: that is what this may mend
+            pending = self.revisions()
+        statements = [
+            f"CREATE TABLE IF NOT EXISTS {name} (version_num varchar(32) NOT NULL, "
+            f"CONSTRAINT {quote_ident(self.version_table + '_pkc')} PRIMARY KEY (version_num))",
+            f"DELETE FROM {name}",
+        ]
         end = self.heads()
         statements += [f"INSERT INTO {name} (version_num) VALUES ({quote_literal(head)})" for head in end]
-        return MigrationPlan(start, end, tuple(self.pending(start)), tuple(map(Statement, statements)))
+        return MigrationPlan(start, end, tuple(pending), tuple(map(Statement, statements)))
 
     def _translated(self) -> _Translated:
         return _Translated(self)

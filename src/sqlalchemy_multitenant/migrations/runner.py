@@ -104,9 +104,10 @@ def is_transient(error: BaseException) -> bool:
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, psycopg.Error):
-            return seen.sqlstate in RETRIED_SQLSTATES or (
-                isinstance(seen, psycopg.OperationalError) and seen.sqlstate is None
-            )
+            if isinstance(seen, psycopg.errors.PipelineAborted):
+                return False
+            lost = isinstance(seen, psycopg.OperationalError) and seen.sqlstate is None
+            return lost or seen.sqlstate in RETRIED_SQLSTATES
         seen = seen.__cause__
     return False
 

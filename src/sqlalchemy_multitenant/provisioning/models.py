@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sqlalchemy import MetaData, create_mock_engine
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.ddl import ExecutableDDLElement
 
 
@@ -14,8 +15,10 @@ def plan_tables(metadatas: Sequence[MetaData]) -> list[str]:
     statements: list[str] = []
 
     def collect(ddl: ExecutableDDLElement, *_: object, **__: object) -> None:
-        statements.append(str(ddl.compile(dialect=engine.dialect)).strip())
+        statements.append(str(ddl.compile(dialect=named)).strip())
 
+    # `named` leaves percent signs alone, which psycopg's own style doubles.
+    named = postgresql.dialect(paramstyle="named")
     engine = create_mock_engine("postgresql+psycopg://", collect)
     for metadata in metadatas:
         metadata.create_all(engine, checkfirst=False)
