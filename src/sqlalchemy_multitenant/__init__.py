@@ -67,7 +67,38 @@ _HOMES = {
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = sorted([*_HOME_OF, "__version__"])  # noqa: PLE0605
+__all__ = [
+    "AsyncTenantDb",
+    "AsyncTenantManager",
+    "ConfigurationError",
+    "Connection",
+    "CurrentTenant",
+    "Hooks",
+    "InvalidTenantIdError",
+    "Isolation",
+    "Metrics",
+    "MigrationError",
+    "MigrationReport",
+    "Migrations",
+    "Migrator",
+    "MissingExtraError",
+    "MultitenantError",
+    "NoTenantError",
+    "ProvisioningError",
+    "Schemas",
+    "TenantBusyError",
+    "TenantCollisionError",
+    "TenantConfig",
+    "TenantContext",
+    "TenantDb",
+    "TenantExistsError",
+    "TenantManager",
+    "TenantNotFoundError",
+    "TenantRecord",
+    "TenantStatus",
+    "TenantSuspendedError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -155,50 +155,32 @@ class UseTenant(Generic[DataT]):
             return await awaitable
 
     def __call__(self, fn: Callable[P, R]) -> Callable[P, R]:
-        wrapper: Any
-        if inspect.iscoroutinefunction(fn):
+        for is_kind, wrap in (
+            (inspect.iscoroutinefunction, _wrap_coroutine),
+            (inspect.isgeneratorfunction, _wrap_generator),
+            (inspect.isasyncgenfunction, _wrap_async_generator),
+        ):
+            if is_kind(fn):
+                return cast("Callable[P, R]", functools.wraps(fn)(wrap(self, fn)))
+        return cast("Callable[P, R]", functools.wraps(fn)(_wrap_plain(self, fn)))
 
-            async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with self._again():
-                    return await fn(*args, **kwargs)
 
-        elif inspect.isgeneratorfunction(fn):
+def _wrap_plain(use: UseTenant[Any], fn: Callable[..., Any]) -> Callable[..., Any]:
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with use._again():
+            result = fn(*args, **kwargs)
+        # A partial, a lambda or a callable object may hand out a coroutine, too.
+        return use._await(result) if inspect.iscoroutine(result) else result
 
-            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                return (yield from _drive(self, fn(*args, **kwargs)))
+    return wrapper
 
-        elif inspect.isasyncgenfunction(fn):
-            # Not `async for` over another generator: what is sent and thrown must reach `fn`.
-            async def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                generator = fn(*args, **kwargs)
-                steps = _Steps(self)
-                step, value = generator.asend, None
-                try:
-                    while True:
-                        try:
-                            with steps:
-                                produced = await step(value)
-                        except StopAsyncIteration:
-                            return
-                        try:
-                            step, value = generator.asend, (yield produced)
-                        except GeneratorExit:
-                            raise
-                        except BaseException as error:
-                            step, value = generator.athrow, error
-                finally:
-                    with steps:
-                        await generator.aclose()
 
-        else:
+def _wrap_coroutine(use: UseTenant[Any], fn: Callable[..., Any]) -> Callable[..., Any]:
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        with use._again():
+            return await fn(*args, **kwargs)
 
-            def wrapper(*args: P.args, **kwargs: P.kwargs) -> Any:
-                with self._again():
-                    result = fn(*args, **kwargs)
-                # A partial, a lambda or a callable object may hand out a coroutine, too.
-                return self._await(result) if inspect.iscoroutine(result) else result
-
-        return cast("Callable[P, R]", functools.wraps(fn)(wrapper))
+    return wrapper
 
 
 class _Steps:
@@ -219,24 +201,58 @@ class _Steps:
         self._stack.set(self._outer)
 
 
-def _drive(use: UseTenant[Any], generator: Any) -> Any:
-    """Run a generator with the tenant set inside its own steps only: between them the code that
-    iterates runs, in the same context, and must not see it."""
-    steps = _Steps(use)
-    step, value = generator.send, None
-    try:
-        while True:
-            try:
-                with steps:
-                    produced = step(value)
-            except StopIteration as stop:
-                return stop.value
-            try:
-                step, value = generator.send, (yield produced)
-            except GeneratorExit:
-                raise
-            except BaseException as error:
-                step, value = generator.throw, error
-    finally:
-        with steps:
-            generator.close()
+def _wrap_generator(use: UseTenant[Any], fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The tenant is set inside the generator's own steps only: between them the code that iterates runs,
+    in the same context, and must not see it."""
+
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        generator = fn(*args, **kwargs)
+        steps = _Steps(use)
+        step: Any = generator.send
+        value: Any = None
+        try:
+            while True:
+                try:
+                    with steps:
+                        produced = step(value)
+                except StopIteration as stop:
+                    return stop.value
+                try:
+                    step, value = generator.send, (yield produced)
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    step, value = generator.throw, error
+        finally:
+            with steps:
+                generator.close()
+
+    return wrapper
+
+
+def _wrap_async_generator(use: UseTenant[Any], fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The same, awaited. Not `async for` over another generator: what is sent and thrown must reach it."""
+
+    async def wrapper(*args: Any, **kwargs: Any) -> Any:
+        generator = fn(*args, **kwargs)
+        steps = _Steps(use)
+        step: Any = generator.asend
+        value: Any = None
+        try:
+            while True:
+                try:
+                    with steps:
+                        produced = await step(value)
+                except StopAsyncIteration:
+                    return
+                try:
+                    step, value = generator.asend, (yield produced)
+                except GeneratorExit:
+                    raise
+                except BaseException as error:
+                    step, value = generator.athrow, error
+        finally:
+            with steps:
+                await generator.aclose()
+
+    return wrapper

@@ -11,7 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine, select, text
+from sqlalchemy import Engine, event, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
@@ -289,3 +289,54 @@ def test_a_cancelled_connect_gives_its_place_back(make_config: MakeConfig) -> No
             assert (await manager.get_db("a").scalars(select(User))).all() == []
 
     asyncio.run(main())
+
+
+def test_a_failed_listener_gives_the_place_and_the_connection_back(
+    make_config: MakeConfig, plain: Engine
+) -> None:
+    """At once, and not after a time-out: also where a place in the pool is connected again."""
+    config = make_config(pool_per_tenant=True, max_pools=1, pool_size=1, pool_timeout_s=1)
+    with TenantManager(config) as manager:
+        engine = manager.get_db("b").engine
+        failing = True
+
+        @event.listens_for(engine, "connect")
+        def fail(*_: object) -> None:
+            if failing:
+                raise RuntimeError("made up")
+
+        for _ in range(3):
+            with pytest.raises(RuntimeError, match="made up"):
+                touch(manager, "b")
+        touch(manager, "a")
+        failing = False
+        touch(manager, "b")
+        with manager.get_db("b").connect() as connection:
+            connection.invalidate()
+        failing = True
+        with pytest.raises(RuntimeError, match="made up"):
+            touch(manager, "b")
+        touch(manager, "a")
+        assert manager.metrics()[ACTIVE] == 0
+        assert settles_at(plain, int(manager.metrics()[IDLE]))
+    assert settles_at(plain, 0)
+
+
+def test_garbage_collection_in_the_middle_of_the_bookkeeping_does_not_hang(make_config: MakeConfig) -> None:
+    """Python collects wherever it likes, and a forgotten connection is then given back there."""
+    with TenantManager(make_config(pool_size=1)) as manager:
+        touch(manager, "a")
+        forgotten = manager.get_db("a").connect()
+        cycle: list[object] = [forgotten]
+        cycle.append(cycle)
+        del forgotten, cycle
+
+        def collect() -> None:
+            with manager._registry._lock:
+                gc.collect()
+
+        thread = threading.Thread(target=collect, daemon=True)
+        thread.start()
+        thread.join(10)
+        assert not thread.is_alive()
+        touch(manager, "b")

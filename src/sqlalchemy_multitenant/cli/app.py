@@ -68,8 +68,9 @@ def _run_json(arguments: Sequence[str]) -> int:
         return end.code if isinstance(end.code, int) else 1
     except Exception as error:
         # Typer's own errors; their class moved from one version of it to the next.
-        if not hasattr(error, "exit_code") or not hasattr(error, "format_message"):
+        code, message = getattr(error, "exit_code", None), getattr(error, "format_message", None)
+        if code is None or message is None:
             raise
-        print_json({"error": type(error).__name__, "message": error.format_message()})
-        return int(error.exit_code)
+        print_json({"error": type(error).__name__, "message": message()})
+        return int(code)
     return code if isinstance(code, int) else 0

@@ -103,12 +103,7 @@ def _psycopg_args(config: TenantConfig, url: URL) -> dict[str, Any]:
 def _listen(engine: Engine, config: TenantConfig) -> None:
     @event.listens_for(engine, "connect")
     def arm(dbapi_connection: Any, record: Any) -> None:
-        try:
-            _check_shadows(dbapi_connection, config)
-        except BaseException:
-            # SQLAlchemy drops a connection whose listener fails, and does not close it.
-            engine.dialect.do_terminate(dbapi_connection)
-            raise
+        _check_shadows(dbapi_connection, config)
         record.info["multitenant_pid"] = os.getpid()
         record.driver_connection.arm()
 

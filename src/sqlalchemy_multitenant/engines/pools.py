@@ -13,7 +13,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from threading import Lock, get_ident
+from threading import RLock, get_ident
 from typing import Any, cast
 
 from sqlalchemy import Engine, event, exc
@@ -28,32 +28,50 @@ SHARED = Target()
 MAX_ENGINES = 1000
 """How many engines are kept for reuse, about 36 KB each."""
 
-OPENING_S = 10.0
-"""How long, at most, a pool keeps its place for one who has opened a connection and does not take it, in
-seconds: a listener failed, say."""
+
+def _nothing() -> None:
+    return None
 
 
-class _Retiring:
-    """A pool that closes, on their return, the connections that were out when it was disposed of."""
+class _Watched:
+    """A pool that tells when an attempt to get a connection is over without one, as no event of SQLAlchemy's
+    does, and that closes, on their return, the connections that were out when it was disposed of.
+    """
 
+    on_attempt_failed: Callable[[], None] = staticmethod(_nothing)
     _retired = False
+
+    def recreate(self) -> Any:
+        pool: Any = super().recreate()  # type: ignore[misc]
+        pool.on_attempt_failed = self.on_attempt_failed
+        return pool
 
     def dispose(self) -> None:
         self._retired = True
         super().dispose()  # type: ignore[misc]
 
+    def _do_get(self) -> ConnectionPoolEntry:
+        try:
+            return super()._do_get()  # type: ignore[misc,no-any-return]
+        except BaseException:
+            # Connecting, or a listener of the new connection: failed or cancelled.
+            self.on_attempt_failed()
+            raise
+
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        # Where a known place in the pool could not be connected again, SQLAlchemy returns it.
+        self.on_attempt_failed()
         if self._retired:
             record.close()
         else:
             super()._do_return_conn(record)  # type: ignore[misc]
 
 
-class TenantQueuePool(_Retiring, QueuePool):
+class TenantQueuePool(_Watched, QueuePool):
     """For threads."""
 
 
-class AsyncTenantQueuePool(_Retiring, AsyncAdaptedQueuePool):
+class AsyncTenantQueuePool(_Watched, AsyncAdaptedQueuePool):
     """For asyncio."""
 
 
@@ -75,15 +93,14 @@ class PoolEntry:
         self.name = target.owner or target.server or DEFAULT_SERVER
         self.in_use = 0
         self.opened = 0
-        self.opening: dict[int, float] = {}
+        # Who is getting a new connection now, and that connection until the pool knows it.
+        self.opening: dict[int, Any] = {}
         self.last_used = time.monotonic()
 
     @property
     def is_idle(self) -> bool:
-        """Whether nobody has a connection of it, nor is about to. Whoever failed to open one is forgotten
-        after a while."""
-        now = time.monotonic()
-        return not self.in_use and all(until < now for until in self.opening.values())
+        """Whether nobody has a connection of it, nor is about to."""
+        return not self.in_use and not self.opening
 
     @property
     def stats(self) -> PoolStats:
@@ -126,7 +143,8 @@ class PoolRegistry:
         self._max_pools, self._wait_s = max_pools, wait_s
         self._idle_timeout_s, self._ttl_s = idle_timeout_s, ttl_s
         self._hooks, self._pause, self._whoami = hooks, pause, whoami
-        self._lock = Lock()
+        # Reentrant: what is garbage by now is given back wherever Python collects it, also in here.
+        self._lock = RLock()
         self._entries: dict[Target, PoolEntry] = {}
         self._live: OrderedDict[PoolEntry, None] = OrderedDict()
         self._closed = False
@@ -166,21 +184,29 @@ class PoolRegistry:
 
         @event.listens_for(engine, "do_connect")
         def connect(dialect: Any, _record: Any, args: Any, kwargs: Any) -> Any:
-            """Take a place, then connect; whoever cannot, or is cancelled, gives the place back."""
-            try:
-                self._admit(entry, until=time.monotonic() + OPENING_S)
-                return dialect.connect(*args, **kwargs)
-            except BaseException:
-                with lock:
-                    entry.opening.pop(self._whoami(), None)
-                    if entry.is_idle and not entry.opened:
-                        self._live.pop(entry, None)
-                raise
+            self._admit(entry)
+            connection = dialect.connect(*args, **kwargs)
+            with lock:
+                entry.opening[self._whoami()] = connection
+            return connection
+
+        def attempt_failed() -> None:
+            """Give back the place, and end the connection that no pool knows."""
+            with lock:
+                connection = entry.opening.pop(self._whoami(), None)
+                if entry.is_idle and not entry.opened:
+                    self._live.pop(entry, None)
+            if connection is not None:
+                engine.dialect.do_terminate(connection)
+
+        cast("_Watched", engine.pool).on_attempt_failed = attempt_failed
 
         @event.listens_for(engine, "connect")
-        def opened(*_: Any) -> None:
+        def opened(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             with lock:
+                entry.opening[self._whoami()] = None
                 entry.opened += 1
+                _notes(record)["multitenant_opened"] = 1
 
         @event.listens_for(engine, "checkout")
         def checked_out(_dbapi_connection: Any, record: ConnectionPoolEntry, _proxy: Any) -> None:
@@ -190,27 +216,37 @@ class PoolRegistry:
                     # a place, and keeps it until it is checked out.
                     raise exc.DisconnectionError("the pool has been evicted")
                 entry.in_use += 1
-                _notes(record)["multitenant_counted"] = 1
+                _notes(record)["multitenant_in_use"] = 1
                 entry.opening.pop(self._whoami(), None)
                 self._live.move_to_end(entry)
 
         @event.listens_for(engine, "checkin")
-        @event.listens_for(engine, "detach")
         def returned(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             with lock:
                 # A checkout that failed is checked in, too, and was never counted.
-                entry.in_use -= _notes(record).pop("multitenant_counted", 0)
+                counted = _notes(record).pop("multitenant_in_use", 0)
+                entry.in_use -= counted
                 entry.last_used = time.monotonic()
 
+        @event.listens_for(engine, "detach")
+        def detached(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+            _notes(record).pop("multitenant_opened", 0)  # `close_detached` counts it
+            returned(dbapi_connection, record)
+
         @event.listens_for(engine, "close")
+        def closed(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+            with lock:
+                counted = _notes(record).pop("multitenant_opened", 0)
+                entry.opened -= counted
+
         @event.listens_for(engine, "close_detached")
-        def closed(*_: Any) -> None:
+        def closed_detached(_dbapi_connection: Any) -> None:
             with lock:
                 entry.opened -= 1
 
-    def _admit(self, entry: PoolEntry, until: float) -> None:
+    def _admit(self, entry: PoolEntry) -> None:
         """Give `entry` a place among the pools that hold connections, evicting another if need be. It
-        keeps the place until its caller has the connection, or until `until`."""
+        keeps the place until its caller has the connection, or has failed to get it."""
         with self._lock:
             known = entry in self._live
         if not known:
@@ -220,7 +256,7 @@ class PoolRegistry:
             with self._lock:
                 if self._closed:
                     raise RuntimeError("this manager is closed; build a new one")
-                entry.opening[self._whoami()] = until
+                entry.opening[self._whoami()] = None
                 if entry in self._live:
                     return
                 # The shared pool has a place of its own: tenants' pools are opened with its help.
