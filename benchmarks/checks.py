@@ -10,7 +10,7 @@ from psycopg import pq
 
 from sqlalchemy_multitenant.catalog.source import CatalogSource, Layout
 from sqlalchemy_multitenant.catalog.table import TABLE
-from sqlalchemy_multitenant.isolation.scope import Scope, begin_sql
+from sqlalchemy_multitenant.isolation.scope import Scope, begin_sql, session_reset_sql
 from sqlalchemy_multitenant.naming import TenantId
 
 from .database import TENANTS, World, connect
@@ -39,7 +39,7 @@ def _messages(world: World, scopes: Sequence[Scope]) -> dict[str, list[bytes]]:
     plain = [f"BEGIN; SET LOCAL search_path TO {schema}, public, pg_temp" for schema in world.schemas]
     guards = [f"SELECT '{schema}'::pg_catalog.regnamespace" for schema in world.schemas]
     rows = [f"FROM {TABLE} WHERE id = '{tenant}' AND status = 'active'" for tenant in world.tenants]
-    scripts = [begin_sql("BEGIN", scope, used=False) for scope in scopes]
+    scripts = [begin_sql("BEGIN", scope) for scope in scopes]
     assert all(_ROLE in script for script in scripts)
     variants = {
         "BEGIN": ["BEGIN"] * len(plain),
@@ -48,7 +48,7 @@ def _messages(world: World, scopes: Sequence[Scope]) -> dict[str, list[bytes]]:
         "+ catalog guard (regclass)": [script.replace(_ROLE, "", 1) for script in scripts],
         "+ RESET ROLE: ours": scripts,
         "ours + session reset (first after checkout)": [
-            begin_sql("BEGIN", scope, used=True) for scope in scopes
+            begin_sql("BEGIN", scope, clean_up=session_reset_sql()) for scope in scopes
         ],
         "not ours: reading the tenant's row": [
             f"{a}; {b} {c}" for a, b, c in zip(plain, guards, rows, strict=True)

@@ -29,10 +29,10 @@ def trips_of(proxy: CountingProxy, work: Callable[[], object]) -> float:
     """Round trips per call, once everything is warm."""
     for _ in range(ROUNDS):
         work()
-    before = proxy.trips
+    before = proxy.settled_trips()
     for _ in range(ROUNDS):
         work()
-    return (proxy.trips - before) / ROUNDS
+    return (proxy.settled_trips() - before) / ROUNDS
 
 
 def read(session: Session) -> None:
@@ -67,10 +67,10 @@ def trips_of_async(proxy: CountingProxy, work: Callable[[], Awaitable[object]]) 
     async def count() -> float:
         for _ in range(ROUNDS):
             await work()
-        before = proxy.trips
+        before = proxy.settled_trips()
         for _ in range(ROUNDS):
             await work()
-        return (proxy.trips - before) / ROUNDS
+        return (proxy.settled_trips() - before) / ROUNDS
 
     return count()
 

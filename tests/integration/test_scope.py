@@ -616,3 +616,67 @@ def test_a_change_by_replication_or_by_a_trigger_is_noticed(harness: Harness, pl
         connection.exec_driver_sql("UPDATE multitenant_tenants SET status = 'suspended' WHERE id = 'a'")
     with pytest.raises(TenantSuspendedError):
         harness.connection("a", names)
+
+
+def test_a_rollback_takes_effect_though_nobody_waits_for_it(harness: Harness, plain: Engine) -> None:
+    """The connection rests in the pool; its locks must not."""
+    harness.connection("a", lambda c: c.execute(text("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")))
+    with plain.begin() as connection:
+        connection.exec_driver_sql("SET LOCAL lock_timeout = '5s'")
+        connection.exec_driver_sql("LOCK TABLE tenant_a.users IN ACCESS EXCLUSIVE MODE")
+    assert harness.connection("b", names) == ["bob"]
+
+
+def test_a_connection_that_is_lost_while_it_rolls_back_is_replaced_unseen(
+    harness: Harness, plain: Engine
+) -> None:
+    def lose(connection: Connection) -> None:
+        pid = connection.scalar(text("SELECT pg_backend_pid()"))
+        with plain.connect() as other:
+            other.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": pid})
+
+    if harness.name == "asyncpg":  # which has noticed by then, and waits for its ROLLBACK
+        with pytest.raises(DBAPIError):
+            harness.connection("a", lambda c: (lose(c), c.scalar(text("SELECT 1"))))
+    else:
+        harness.connection("a", lose)
+    assert harness.connection("b", names) == ["bob"]
+
+
+def test_a_transaction_without_a_statement(harness: Harness) -> None:
+    for end in (Connection.commit, Connection.rollback, lambda _: None):
+        harness.connection("a", lambda c: (c.begin(), end(c)))
+        assert harness.connection("b", names) == ["bob"]
+    for _ in range(2):
+        with pytest.raises(TenantNotFoundError):
+            harness.connection("ghost", lambda c: (c.begin(), c.execute(text("SELECT 1"))))
+    assert harness.connection("b", names) == ["bob"]
+
+
+@pytest.mark.parametrize("size", [0, 100])
+def test_what_asyncpg_has_prepared_ends_with_its_transaction(
+    make_config: MakeConfig, url: URL, size: int
+) -> None:
+    """A prepared statement and a cursor keep their connection, which then serves another tenant."""
+    asyncpg_url = url.set(drivername="postgresql+asyncpg")
+    args = {"prepared_statement_cache_size": size}
+
+    async def main() -> None:
+        async with AsyncTenantManager(
+            make_config(url=asyncpg_url, pool_size=1, connect_args=args)
+        ) as manager:
+            async with manager.get_db("a").connect() as connection:
+                await connection.execute(text("SELECT name FROM users"))
+                raw = await connection.get_raw_connection()
+                assert raw.driver_connection is not None
+                statement = await raw.driver_connection.prepare("SELECT name FROM users")
+                assert [row["name"] for row in await statement.fetch()] == ["ada"]
+                await connection.rollback()
+                with pytest.raises(Exception, match="released back"):
+                    await statement.fetch()
+            async with manager.get_db("b").connect() as connection:
+                assert (await connection.scalars(text("SELECT name FROM users"))).all() == ["bob"]
+                with pytest.raises(Exception, match="released back"):
+                    await statement.fetch()
+
+    asyncio.run(main())

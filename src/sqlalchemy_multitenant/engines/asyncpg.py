@@ -1,8 +1,8 @@
 """asyncpg connections that run nothing outside a scoped transaction, and the dialect over them.
 
-SQLAlchemy's adapter opens a transaction with `Connection.transaction().start()` before the first
-statement. That is the place where the scope goes, in the same message as BEGIN; and each
-method that sends SQL refuses to do so outside of a transaction.
+The scope goes in the same message as BEGIN, which is sent as soon as SQLAlchemy begins a transaction,
+and answered while Python still compiles the first statement. Each method of asyncpg that sends SQL waits
+for that answer first, and refuses to do anything outside of a transaction.
 """
 
 from __future__ import annotations
@@ -16,8 +16,16 @@ from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.util import LRUCache, await_only
 
 from ..errors import NoTenantError
-from ..isolation.scope import DEAD_END, STALE_SQLSTATES, begin_nowhere_sql, begin_sql
+from ..isolation.scope import (
+    DEAD_END,
+    STALE_SQLSTATES,
+    ScopeSource,
+    begin_nowhere_sql,
+    begin_sql,
+    session_reset_sql,
+)
 from .guard import OUTSIDE, Guarded, refuse_autocommit
+from .inflight import InFlight
 
 _FIRST_USER_OID = 16384
 """Types below are built in, the same in every schema
@@ -51,8 +59,13 @@ class _ScopedTransaction:
         self._connection = connection
         self._begin = begin
 
+    def send(self) -> None:
+        """Send BEGIN, without waiting for the answer."""
+        self._connection.begin_scoped(self._begin)
+
     async def start(self) -> None:
-        await self._connection.begin_scoped(self._begin)
+        self.send()
+        await self._connection.settle()
 
     async def commit(self) -> None:
         await self._connection.end_scoped("COMMIT")
@@ -64,6 +77,8 @@ class _ScopedTransaction:
 class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
     """An asyncpg connection that runs nothing outside a scoped transaction."""
 
+    _beginning: InFlight | None = None
+
     def transaction(
         self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
     ) -> Any:
@@ -73,32 +88,47 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
         modes += ["READ ONLY"] * readonly + ["DEFERRABLE"] * deferrable
         return _ScopedTransaction(self, " ".join(["BEGIN", *modes]))
 
-    async def begin_scoped(self, begin: str) -> None:
-        """Send `begin` with the bound scope.
+    def keep_statements(self) -> None:
+        """Leave prepared statements alone when the connection changes hands: the dialect caches them."""
+        self._session_reset = session_reset_sql(keep_statements=True)
+
+    def begin_scoped(self, begin: str) -> None:
+        """Send `begin` with the bound scope, and leave the answer to whatever is sent next.
 
         Raises:
             NoTenantError: no scope is bound.
+        """
+        self._beginning = InFlight(self._begin(begin, self._take_scope()))
+
+    async def settle(self) -> None:
+        """Wait for the answer to BEGIN, if one is due.
+
+        Raises:
             TenantNotFoundError, TenantSuspendedError: the tenant cannot be entered.
         """
-        source = self._take_scope()
+        beginning, self._beginning = self._beginning, None
+        if beginning is not None:
+            await beginning
+
+    async def _begin(self, begin: str, source: ScopeSource) -> None:
         scope = source.current()
         if scope is not None:
             try:
-                await super().execute(begin_sql(begin, scope, used=self._used))
+                await super().execute(begin_sql(begin, scope, clean_up=self._clean_up))
             except Exception as error:
-                await self.end_scoped("ROLLBACK")
+                await self._end("ROLLBACK")
                 if _sqlstate(error) not in STALE_SQLSTATES:
                     raise
             else:
                 self._used = False
                 return
         try:
-            await super().execute(begin_nowhere_sql(begin, used=self._used))
+            await super().execute(begin_nowhere_sql(begin, clean_up=self._clean_up))
             self._used = False
             row = await super().fetchrow(source.lookup_sql)
             await super().execute(source.refresh(None if row is None else tuple(row)).fresh)
         except Exception as error:
-            await self.end_scoped("ROLLBACK")
+            await self._end("ROLLBACK")
             meaning = source.explain(_sqlstate(error))
             if meaning is None:
                 raise
@@ -106,8 +136,28 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
 
     async def end_scoped(self, command: str) -> None:
         """COMMIT or ROLLBACK, unless the transaction has ended already."""
+        await self.settle()
+        await self._end(command)
+
+    async def _end(self, command: str) -> None:
+        # What was prepared in this transaction is void after it, and so are its cursors; asyncpg's own pool
+        # marks a connection so that it takes back.
+        self._pool_release_ctr += 1
         if self.is_in_transaction():
             await super().execute(command)
+
+    async def close(self, *, timeout: float | None = None) -> None:
+        self._abandon()
+        await super().close(timeout=timeout)
+
+    def terminate(self) -> None:
+        self._abandon()
+        super().terminate()
+
+    def _abandon(self) -> None:
+        beginning, self._beginning = self._beginning, None
+        if beginning is not None:
+            beginning.abandon()
 
     async def ping(self) -> None:
         """One round trip, in no transaction."""
@@ -118,6 +168,8 @@ def _guard(name: str) -> Callable[..., Awaitable[Any]]:
     plain = getattr(Connection, name)
 
     async def guarded(self: AsyncpgScopedConnection, *args: Any, **kwargs: Any) -> Any:
+        if self._beginning is not None:
+            await self.settle()
         if self._armed and not self.is_in_transaction():
             raise NoTenantError(OUTSIDE)
         return await plain(self, *args, **kwargs)
@@ -144,6 +196,12 @@ class _SameEverywhere(LRUCache[str, Any]):
         if all(t.oid < _FIRST_USER_OID for t in types):
             super().__setitem__(key, value)
 
+    def __getitem__(self, key: str) -> Any:
+        value = super().__getitem__(key)
+        statement = value[0]
+        statement._con_release_ctr = statement._connection._pool_release_ctr  # valid in this transaction, too
+        return value
+
 
 class ScopedAsyncpgDialect(PGDialect_asyncpg):
     """`postgresql+asyncpg`, scoped.
@@ -157,8 +215,10 @@ class ScopedAsyncpgDialect(PGDialect_asyncpg):
     def create_connect_args(self, url: URL) -> Any:
         args, kwargs = super().create_connect_args(url)  # type: ignore[no-untyped-call]
         kwargs["connection_class"] = AsyncpgScopedConnection
-        # asyncpg's own cache is for its fetch() methods, which the adapter does not use.
-        kwargs["statement_cache_size"] = 0
+        # asyncpg's own cache serves its fetch() methods, which the adapter does not use, and is kept empty.
+        # Of size 0 it would have each unnamed statement parsed twice, against poolers that give the second
+        # message to another server process; inside a transaction they do not.
+        kwargs["statement_cache_size"] = kwargs["max_cacheable_statement_size"] = 1
         kwargs.setdefault("prepared_statement_cache_size", 0)
         return args, kwargs
 
@@ -178,11 +238,39 @@ class ScopedAsyncpgDialect(PGDialect_asyncpg):
             adapter = super().connect(*args, **kwargs)
         if size:
             adapter._prepared_statement_cache = _SameEverywhere(size)
+            adapter.driver_connection.keep_statements()
         return adapter
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
         refuse_autocommit(level)
         super().set_isolation_level(dbapi_connection, level)  # type: ignore[no-untyped-call]
+
+    def settle(self, driver: Any) -> None:
+        """Nothing is under way in a connection that the pool holds."""
+
+    def do_begin(self, dbapi_connection: Any) -> None:
+        adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)  # out of the pool's proxy
+        transaction = adapter.driver_connection.transaction(
+            isolation=adapter.isolation_level, readonly=adapter.readonly, deferrable=adapter.deferrable
+        )
+        transaction.send()
+        adapter._transaction = transaction
+
+    def do_execute(self, cursor: Any, *args: Any, **kwargs: Any) -> None:
+        self._settle(cursor)
+        super().do_execute(cursor, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def do_executemany(self, cursor: Any, *args: Any, **kwargs: Any) -> None:
+        self._settle(cursor)
+        super().do_executemany(cursor, *args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _settle(self, cursor: Any) -> None:
+        # The adapter runs a prepared statement of its cache without asking the connection.
+        if cursor._connection._beginning is not None:
+            try:
+                await_only(cursor._connection.settle())
+            except Exception as error:
+                cursor._handle_exception(error)
 
     def do_ping(self, dbapi_connection: Any) -> Literal[True]:
         try:

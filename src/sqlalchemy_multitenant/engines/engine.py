@@ -114,6 +114,10 @@ def _listen(engine: Engine, config: TenantConfig) -> None:
             # https://docs.sqlalchemy.org/en/21/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork
             record.dbapi_connection = proxy.dbapi_connection = None
             raise DisconnectionError("the connection belongs to the parent process")
+        try:
+            engine.dialect.settle(record.driver_connection)  # type: ignore[attr-defined]
+        except Exception as error:
+            raise DisconnectionError("the connection was lost while it was given back") from error
         record.driver_connection.mark_checked_out()
 
     @event.listens_for(engine, "begin")

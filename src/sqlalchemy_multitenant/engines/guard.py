@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import ConfigurationError, NoTenantError
-from ..isolation.scope import ScopeSource
+from ..isolation.scope import ScopeSource, session_reset_sql
 
 OUTSIDE = (
     "this connection serves tenants and is in no transaction of one: "
@@ -19,6 +19,7 @@ class Guarded:
 
     _armed = False
     _used = False
+    _session_reset = session_reset_sql()
     _next: ScopeSource | None = None
     checkout = 0
 
@@ -35,6 +36,11 @@ class Guarded:
     def bind(self, source: ScopeSource) -> None:
         """The next BEGIN is for `source`."""
         self._next = source
+
+    @property
+    def _clean_up(self) -> str:
+        """What goes before the next BEGIN."""
+        return self._session_reset if self._used else ""
 
     def _take_scope(self) -> ScopeSource:
         """What `bind` left, once.

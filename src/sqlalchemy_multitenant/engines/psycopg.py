@@ -3,7 +3,9 @@
 The connection is in psycopg's autocommit mode and BEGIN is ours. It is sent without waiting for
 the answer, which is read just before the first statement is sent: PostgreSQL scopes the
 transaction while Python still compiles the statement. Until then libpq itself refuses
-any other command, and a scope that could not be entered raises there. Everything that psycopg
+any other command, and a scope that could not be entered raises there. Nor is ROLLBACK waited for,
+whose answer tells nothing but whether the connection is still good: it is read before whatever comes
+next, at the latest when the pool gives the connection to its next user. Everything that psycopg
 sends passes through `Connection.wait`
 (https://www.psycopg.org/psycopg3/docs/api/connections.html#psycopg.Connection.wait), so that is
 where the guard stands.
@@ -37,6 +39,7 @@ class _Scoped(Guarded):
     pgconn: pq.abc.PGconn
 
     _pending: ScopeSource | None = None
+    _rolling_back = False
     _interrupted = False
     isolation: str | None = None
     read_only_mode: bool | None = None
@@ -52,15 +55,42 @@ class _Scoped(Guarded):
 
     def _send_begin(self, source: ScopeSource, scope: Scope) -> None:
         """Send BEGIN, and leave the answer to whatever is sent next."""
-        script = begin_sql(self._begin_command(), scope, used=self._used)
+        script = begin_sql(self._begin_command(), scope, clean_up=self._clean_up)
         self._pending, self._interrupted = source, False
         self.pgconn.send_query(script.encode())
         self.pgconn.flush()
+
+    def _send_rollback(self) -> bool:
+        """Send ROLLBACK, and leave the answer to whatever comes next; False where that cannot be done."""
+        idle_in_transaction = self.pgconn.transaction_status in _OPEN
+        if not self._armed or not idle_in_transaction or self.pgconn.pipeline_status:
+            return False
+        self.pgconn.send_query(b"ROLLBACK")
+        self.pgconn.flush()
+        self._rolling_back = True
+        return True
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether a ROLLBACK was sent, and its answer can be read without waiting."""
+        if not self._rolling_back:
+            return False
+        self.pgconn.consume_input()
+        return not self.pgconn.is_busy()
+
+    def _finish_rollback(self) -> _Gen:
+        """Read the answer to ROLLBACK."""
+        self._rolling_back = False
+        results = yield from self._read_answer()
+        if failed := next((r for r in results if r.status in _ERRORS), None):
+            raise psycopg.errors.error_from_result(failed)
 
     def _guarded(self, gen: _Gen) -> _Gen:
         """`gen`, after the answer to BEGIN where one is due; refuses it outside a transaction."""
         if self._pending is not None:
             return self._after_begin(gen)
+        if self._rolling_back:
+            return self._after_rollback(gen)
         if self._armed and self.pgconn.transaction_status == _IDLE:
             gen.close()
             raise NoTenantError(OUTSIDE)
@@ -77,13 +107,27 @@ class _Scoped(Guarded):
             raise
         return (yield from gen)
 
+    def _after_rollback(self, gen: _Gen) -> _Gen:
+        try:
+            yield from self._finish_rollback()
+        except BaseException:
+            gen.close()
+            raise
+        return (yield from self._guarded(gen))
+
     def _note_interrupt(self) -> None:
         self._interrupted = True
+
+    def _read_answer(self) -> Generator[Any, Any, Sequence[pq.abc.PGresult]]:
+        """The results of what was sent; goes through the event loop only if they have not come yet."""
+        self.pgconn.consume_input()
+        results: Sequence[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
+        return results
 
     def _finish_begin(self) -> _Gen:
         """Read the answer to BEGIN. Where the guard in it failed, begin anew with a look at the catalog."""
         source = cast("ScopeSource", self._pending)
-        results: Sequence[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
+        results = yield from self._read_answer()
         self._pending = None
         if not results:
             self.pgconn.finish()
@@ -100,7 +144,7 @@ class _Scoped(Guarded):
 
     def _begin_and_look_up(self, source: ScopeSource) -> _Gen:
         """Open a transaction, look the tenant up in it, and scope it."""
-        begin = begin_nowhere_sql(self._begin_command(), used=self._used)
+        begin = begin_nowhere_sql(self._begin_command(), clean_up=self._clean_up)
         try:
             row = yield from self._query_row(begin + source.lookup_sql)
             self._used = False
@@ -128,6 +172,8 @@ class _Scoped(Guarded):
 
     @property
     def _between_transactions(self) -> bool:
+        if self._rolling_back:
+            return True
         return self._pending is None and self.pgconn.transaction_status == _IDLE
 
 
@@ -219,6 +265,7 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
             TenantNotFoundError, TenantSuspendedError: the tenant cannot be entered.
         """
         source = self._take_scope()
+        self.settle()
         scope = source.current()
         if scope is None:
             super().wait(self._begin_and_look_up(source))
@@ -232,8 +279,14 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
         self._note_interrupt()
         super().cancel_safe(*args, **kwargs)
 
+    def settle(self) -> None:
+        """Read the answer to a ROLLBACK that was sent, if there is one."""
+        if self._rolling_back:
+            super().wait(self._finish_rollback())
+
     def ping(self) -> None:
         """One round trip, in no transaction."""
+        self.settle()
         super().wait(self._query_row("SELECT 1"))
 
     def commit(self) -> None:
@@ -241,7 +294,7 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
             super().commit()
 
     def rollback(self) -> None:
-        if not self._between_transactions:
+        if not self._between_transactions and not self._send_rollback():
             super().rollback()
 
 
@@ -255,6 +308,7 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
     async def begin_scoped(self) -> None:
         """Send BEGIN with the bound scope; see `ScopedConnection.begin_scoped`."""
         source = self._take_scope()
+        await self.settle()
         scope = source.current()
         if scope is None:
             await super().wait(self._begin_and_look_up(source))
@@ -268,8 +322,14 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
         self._note_interrupt()
         await super().cancel_safe(*args, **kwargs)
 
+    async def settle(self) -> None:
+        """Read the answer to a ROLLBACK that was sent, if there is one."""
+        if self._rolling_back:
+            await super().wait(self._finish_rollback())
+
     async def ping(self) -> None:
         """One round trip, in no transaction."""
+        await self.settle()
         await super().wait(self._query_row("SELECT 1"))
 
     async def commit(self) -> None:
@@ -277,7 +337,7 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
             await super().commit()
 
     async def rollback(self) -> None:
-        if not self._between_transactions:
+        if not self._between_transactions and not self._send_rollback():
             await super().rollback()
 
 
@@ -356,6 +416,11 @@ class ScopedPsycopgDialect(_ScopedDialect):
                 raise
         return ScopedConnection.connect(*args, **kwargs)  # a pooler, which takes no options
 
+    def settle(self, driver: ScopedConnection) -> None:
+        """Read the answer to the last user's ROLLBACK, if it has come."""
+        if driver.is_answered:
+            driver.settle()
+
     def do_begin(self, dbapi_connection: Any) -> None:
         cast("ScopedConnection", _driver(dbapi_connection)).begin_scoped()
 
@@ -377,6 +442,11 @@ class ScopedAsyncPsycopgDialect(_ScopedDialect, PGDialectAsync_psycopg):
         args, kwargs = super().create_connect_args(url)
         kwargs["async_creator_fn"] = _connect_async
         return args, kwargs
+
+    def settle(self, driver: AsyncScopedConnection) -> None:
+        """Read the answer to the last user's ROLLBACK, if it has come."""
+        if driver.is_answered:
+            await_only(driver.settle())
 
     def do_begin(self, dbapi_connection: Any) -> None:
         await_only(cast("AsyncScopedConnection", _driver(dbapi_connection)).begin_scoped())

@@ -24,22 +24,29 @@ STALE_SQLSTATES = frozenset({"3F000", "42P01"})
 # interrupted there, whatever comes next fails.
 NOWHERE = "RESET ROLE; SET LOCAL search_path TO pg_temp; "
 
-# A connection that comes out of the pool may carry what its last user left in the session. It is
-# put right in a transaction of its own, since a later ROLLBACK would bring the old values back.
-# DISCARD ALL would do the same and more, but is not allowed in one message with BEGIN
-# (https://www.postgresql.org/docs/current/sql-discard.html).
 DEAD_END = "pg_temp"
 """The search path of the session itself, as a start-up option: no schema with anything in it. The path of
 the transaction replaces it; should an application lose that in a way that is not seen, it finds nothing.
 A pooler refuses such options; there the session keeps the server's default."""
 
-SESSION_RESET = (
-    # Modes of its own: the last user may have left defaults that wait (DEFERRABLE) or forbid (READ ONLY).
-    "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE; "
-    "RESET SESSION AUTHORIZATION; RESET ALL; SET LOCAL statement_timeout = 0; "
-    "CLOSE ALL; UNLISTEN *; DEALLOCATE ALL; DISCARD TEMP; DISCARD SEQUENCES; "
-    "SELECT pg_catalog.pg_advisory_unlock_all(); COMMIT; "
-)
+
+def session_reset_sql(*, keep_statements: bool = False) -> str:
+    """What puts a session right that has had a user: ends in a semicolon, and goes before a BEGIN.
+
+    It is a transaction of its own, since a later ROLLBACK would bring the old values back. DISCARD ALL would
+    do the same and more, but is not allowed in one message with BEGIN
+    (https://www.postgresql.org/docs/current/sql-discard.html).
+
+    Args:
+        keep_statements: leave prepared statements alone, where the driver has a cache of them.
+    """
+    return (
+        # Modes of its own: the last user may have left defaults that wait (DEFERRABLE) or forbid (READ ONLY).
+        "BEGIN ISOLATION LEVEL READ COMMITTED READ WRITE NOT DEFERRABLE; "
+        "RESET SESSION AUTHORIZATION; RESET ALL; SET LOCAL statement_timeout = 0; CLOSE ALL; UNLISTEN *; "
+        + ("" if keep_statements else "DEALLOCATE ALL; ")
+        + "DISCARD TEMP; DISCARD SEQUENCES; SELECT pg_catalog.pg_advisory_unlock_all(); COMMIT; "
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,20 +84,20 @@ def plan_scope(placement: Placement, epoch: str | None = None) -> Scope:
     return Scope(placement, fresh, fresh + epoch_guard)
 
 
-def begin_sql(begin: str, scope: Scope, *, used: bool) -> str:
+def begin_sql(begin: str, scope: Scope, *, clean_up: str = "") -> str:
     """The message that opens a transaction in a known scope.
 
     Args:
         begin: BEGIN with its transaction modes.
         scope: what is known of the tenant; the server checks that it still holds.
-        used: whether the connection has had a user before.
+        clean_up: `session_reset_sql()` where the connection has had a user before.
     """
-    return f"{SESSION_RESET if used else ''}{begin}; {scope.guarded}"
+    return f"{clean_up}{begin}; {scope.guarded}"
 
 
-def begin_nowhere_sql(begin: str, *, used: bool) -> str:
+def begin_nowhere_sql(begin: str, *, clean_up: str = "") -> str:
     """The message that opens a transaction in which the tenant is to be looked up. Ends in a semicolon."""
-    return f"{SESSION_RESET if used else ''}{begin}; {NOWHERE}"
+    return f"{clean_up}{begin}; {NOWHERE}"
 
 
 class ScopeSource(Protocol):
