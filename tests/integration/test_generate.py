@@ -60,7 +60,7 @@ def tenant_models(shared: MetaData) -> MetaData:
         Column("key", UUID, server_default=func.gen_random_uuid()),
         Column("created", TIMESTAMP(timezone=True), server_default=func.now()),
         Column("price", Numeric(10, 2), server_default="0"),
-        Column("double", Numeric, Computed("price * 2")),
+        Column("double", Numeric, Computed("price * 2", persisted=True)),
         Column("plan_id", ForeignKey(plans.c.id)),
         CheckConstraint("price >= 0", name="positive"),
         UniqueConstraint("name", name="one_name"),

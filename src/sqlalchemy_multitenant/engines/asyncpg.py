@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Literal
 
 from asyncpg.connection import Connection
+from asyncpg.exceptions import InterfaceError
 from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.util import LRUCache, await_only
@@ -245,8 +246,10 @@ class ScopedAsyncpgDialect(PGDialect_asyncpg):
         refuse_autocommit(level)
         super().set_isolation_level(dbapi_connection, level)  # type: ignore[no-untyped-call]
 
-    def settle(self, driver: Any) -> None:
-        """Nothing is under way in a connection that the pool holds."""
+    def check_idle(self, driver: Any) -> None:
+        """Raise if a connection of the pool is seen to be lost; takes no round trip."""
+        if driver.is_closed():
+            raise InterfaceError("the server has closed the connection")
 
     def do_begin(self, dbapi_connection: Any) -> None:
         adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)  # out of the pool's proxy

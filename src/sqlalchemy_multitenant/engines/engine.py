@@ -115,9 +115,10 @@ def _listen(engine: Engine, config: TenantConfig) -> None:
             record.dbapi_connection = proxy.dbapi_connection = None
             raise DisconnectionError("the connection belongs to the parent process")
         try:
-            engine.dialect.settle(record.driver_connection)  # type: ignore[attr-defined]
+            engine.dialect.check_idle(record.driver_connection)  # type: ignore[attr-defined]
         except Exception as error:
-            raise DisconnectionError("the connection was lost while it was given back") from error
+            # SQLAlchemy replaces it, and nobody sees an error.
+            raise DisconnectionError("the connection was lost while nobody used it") from error
         record.driver_connection.mark_checked_out()
 
     @event.listens_for(engine, "begin")

@@ -70,12 +70,14 @@ class _Scoped(Guarded):
         self._rolling_back = True
         return True
 
-    @property
-    def is_answered(self) -> bool:
-        """Whether a ROLLBACK was sent, and its answer can be read without waiting."""
-        if not self._rolling_back:
-            return False
+    def look(self) -> bool:
+        """Take in what the server has said meanwhile, without waiting. Whether that is all that it owes.
+
+        Raises:
+            OperationalError: the server has closed the connection.
+        """
         self.pgconn.consume_input()
+        self.pgconn.consume_input()  # libpq tells the end of the stream apart from what came before it
         return not self.pgconn.is_busy()
 
     def _finish_rollback(self) -> _Gen:
@@ -416,9 +418,9 @@ class ScopedPsycopgDialect(_ScopedDialect):
                 raise
         return ScopedConnection.connect(*args, **kwargs)  # a pooler, which takes no options
 
-    def settle(self, driver: ScopedConnection) -> None:
-        """Read the answer to the last user's ROLLBACK, if it has come."""
-        if driver.is_answered:
+    def check_idle(self, driver: ScopedConnection) -> None:
+        """Raise if a connection of the pool is seen to be lost; takes no round trip."""
+        if driver.look():
             driver.settle()
 
     def do_begin(self, dbapi_connection: Any) -> None:
@@ -443,9 +445,9 @@ class ScopedAsyncPsycopgDialect(_ScopedDialect, PGDialectAsync_psycopg):
         kwargs["async_creator_fn"] = _connect_async
         return args, kwargs
 
-    def settle(self, driver: AsyncScopedConnection) -> None:
-        """Read the answer to the last user's ROLLBACK, if it has come."""
-        if driver.is_answered:
+    def check_idle(self, driver: AsyncScopedConnection) -> None:
+        """Raise if a connection of the pool is seen to be lost; takes no round trip."""
+        if driver.look():
             await_only(driver.settle())
 
     def do_begin(self, dbapi_connection: Any) -> None:
