@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import demo, generate, init, migrate, status, tenant
+from . import demo, generate, init, migrate, rollback, runs, status, tenant
 from .common import print_json
 
 app = typer.Typer(
@@ -27,6 +27,8 @@ app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)
 app.command("migrate")(migrate.migrate)
 app.command("status")(status.status)
+app.command("rollback")(rollback.rollback)
+app.add_typer(runs.app, name="runs")
 app.add_typer(tenant.app, name="tenant")
 
 

@@ -213,3 +213,32 @@ def parse_ids(values: str, option: str) -> list[str]:
     if not ids:
         raise ConfigurationError(option, values, "name at least one tenant, as in --tenants a,b,c")
     return ids
+
+
+def chosen_ids(*, everyone: bool, tenants: str | None, tenant: str | None, as_json: bool) -> list[str] | None:
+    """The ids that `--tenants` or `--tenant` name; None for all, or for none of the options."""
+    if sum([everyone, tenants is not None, tenant is not None]) > 1:
+        fail("choose one of --all, --tenants and --tenant", 2, as_json=as_json)
+    if tenants is not None:
+        return parse_ids(tenants, "--tenants")
+    return None if tenant is None else [tenant]
+
+
+def parse_canary(value: str | None) -> int | list[str] | None:
+    """`--canary 5` or `--canary a,b`.
+
+    Raises:
+        ConfigurationError: neither.
+    """
+    if value is None:
+        return None
+    return int(value) if value.isdecimal() else parse_ids(value, "--canary")
+
+
+def confirm(question: str, answer: str, flag: str, *, as_json: bool) -> None:
+    """Ask on stderr; end where something else than `answer` is typed. `flag` is what spares the question."""
+    if as_json:
+        fail(f"nobody can be asked here: add {flag}", 2, as_json=as_json)
+    typed = typer.prompt(question, err=True)
+    if typed != answer:
+        fail(f"{typed!r} is not {answer!r}; nothing was changed", 1)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import ConfigOption, JsonOption, console, fail, load_config, print_json, reports_errors
+from .common import ConfigOption, JsonOption, confirm, console, load_config, print_json, reports_errors
 
 if TYPE_CHECKING:
     from ..catalog.records import TenantRecord
@@ -91,22 +91,17 @@ def drop(
     with TenantManager(load_config(config)) as manager:
         record = manager.get_tenant(tenant)
         if not force:
-            _confirm(record, as_json)
+            confirm(
+                f"This drops schema {record.schema} with all its data. Type the tenant's id to go on",
+                record.id,
+                "--force",
+                as_json=as_json,
+            )
         manager.drop_tenant(tenant)
     if as_json:
         print_json({"dropped": record.id})
         return
     console().print(f"[green]dropped[/] tenant {record.id} and schema {escape(str(record.schema))}")
-
-
-def _confirm(record: TenantRecord, as_json: bool) -> None:
-    if as_json:
-        fail("nobody can be asked here: add --force to drop the tenant", 2, as_json=as_json)
-    typed = typer.prompt(
-        f"This drops schema {record.schema} with all its data. Type the tenant's id to go on", err=True
-    )
-    if typed != record.id:
-        fail(f"{typed!r} is not {record.id!r}; nothing was dropped", 1)
 
 
 @app.command()

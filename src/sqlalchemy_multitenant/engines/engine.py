@@ -18,6 +18,7 @@ from ..events import call_hook
 from ..isolation.scope import SCOPE_OPTION
 from ..isolation.sqltext import find_transaction_control
 from ..naming import quote_literal
+from .pipeline import send_all
 from .pools import AsyncTenantQueuePool, TenantQueuePool
 
 _PACKAGE = __package__
@@ -59,16 +60,29 @@ def make_scoped_engine(config: TenantConfig, url: URL, *, is_async: bool) -> Eng
     return engine
 
 
-def make_admin_engine(config: TenantConfig, url: URL, *, pool_size: int = 1) -> Engine:
-    """A plain engine for the toolkit's own work: provisioning, migrations. No tenant's code gets it."""
+def make_admin_engine(
+    config: TenantConfig,
+    url: URL,
+    *,
+    pool_size: int = 1,
+    pre_ping: bool = True,
+    application_name: str | None = None,
+) -> Engine:
+    """A plain engine for the toolkit's own work: provisioning, migrations. No tenant's code gets it.
+
+    Args:
+        pre_ping: test each connection when it is taken: such work is rare, and they may have died meanwhile.
+        application_name: what its connections call themselves in `pg_stat_activity`.
+    """
+    named = {} if application_name is None else {"application_name": application_name}
     engine = create_engine(
         psycopg_url(url),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=max(config.connection.pool_timeout_s, 60.0),
-        # Work of this kind is rare: connections may have died meanwhile, and a round trip does not count.
-        pool_pre_ping=True,
-        connect_args={**_psycopg_args(config, url), "prepare_threshold": None},
+        pool_pre_ping=pre_ping,
+        pool_reset_on_return=None,
+        connect_args={**_psycopg_args(config, url), **named, "prepare_threshold": None},
         echo=config.connection.echo,
     )
 
@@ -77,8 +91,7 @@ def make_admin_engine(config: TenantConfig, url: URL, *, pool_size: int = 1) -> 
         # What a revision sets must not reach the next tenant's transaction.
         if not state.terminate_only:
             dbapi_connection.rollback()
-            dbapi_connection.execute("RESET SESSION AUTHORIZATION; RESET ALL")
-            dbapi_connection.commit()
+            send_all(dbapi_connection, [b"DISCARD ALL"])
 
     return engine
 

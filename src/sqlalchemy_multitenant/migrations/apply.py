@@ -1,23 +1,45 @@
-"""Applies a plan to one schema: one transaction, one lock, one pipeline of statements."""
+"""Applies a plan to one schema: one lock, one transaction, one round trip where everything is compiled.
+
+What has to hold before a statement may run (nobody else is at work on the schema, it is there, it is at the
+revision that the plan starts from) is asserted by the server in the same message: a guard that does not
+hold is an error, and what follows it is not run.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
-from collections.abc import Sequence
-from typing import Any
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, Protocol
 
 import psycopg
-from psycopg import pq
 from sqlalchemy import Connection
 
+from ..engines.pipeline import StatementError, send_all
 from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
 from ..naming import quote_ident, quote_literal
+from . import steps
 from .history import History
-from .plan import Destination, Heads, MigrationPlan, Statement, Timeouts
+from .plan import Destination, Heads, MigrationPlan, Segment, SegmentKind, Statement, Timeouts
 
 SHOWN = 500
 """How many characters of a failing statement its error shows."""
+
+_GUARD = re.compile(r"multitenant:(?P<guard>locked|gone|moved|unrecorded)")
+
+# CREATE INDEX CONCURRENTLY if_not_exists name ON ...
+_CONCURRENT_INDEX = re.compile(
+    r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?"
+    r'(?P<name>"(?:[^"]|"")+"|[\w$]+)\s+ON\b',
+    re.IGNORECASE,
+)
+_CONCURRENTLY = re.compile(
+    r"^(\s*(?:CREATE\s+(?:UNIQUE\s+)?|DROP\s+|RE)INDEX(?:\s+\w+)?\s+)CONCURRENTLY\b", re.I
+)
 
 
 class SchemaLockedError(TenantBusyError):
@@ -34,6 +56,13 @@ class PlanOutdatedError(Exception):
         self.found = found
 
 
+class Observer(Protocol):
+    """Is told of each revision."""
+
+    def before(self, revision: str) -> None: ...
+    def after(self, revision: str, duration_ms: float) -> None: ...
+
+
 def lock_key(schema: str) -> int:
     """The advisory lock of a schema, within its database: 64 bits, signed
     (https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS)."""
@@ -41,98 +70,389 @@ def lock_key(schema: str) -> int:
     return int(struct.unpack("<q", digest[:8])[0])
 
 
-def settings_sql(search_path: Sequence[str], timeouts: Timeouts) -> str:
-    """One SELECT that sets what holds for the transaction: set_config() with true as its last argument is
-    SET LOCAL (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET)."""
+def settings_sql(search_path: Sequence[str], timeouts: Timeouts, *, local: bool = True) -> str:
+    """One SELECT that sets what holds for the transaction, or for the session: set_config() with true as its
+    last argument is SET LOCAL (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET).
+    """
     path = ", ".join([*map(quote_ident, search_path), "pg_temp"])
-    return (
-        f"SELECT set_config('search_path', {quote_literal(path)}, true), "
-        f"set_config('lock_timeout', '{max(round(timeouts.lock_s * 1000), 1)}', true), "
-        f"set_config('statement_timeout', '{round((timeouts.statement_s or 0) * 1000)}', true)"
-    )
+    values = {
+        "search_path": quote_literal(path),
+        "lock_timeout": f"'{max(round(timeouts.lock_s * 1000), 1)}'",
+        "statement_timeout": f"'{round((timeouts.statement_s or 0) * 1000)}'",
+    }
+    calls = (f"set_config('{name}', {value}, {str(local).lower()})" for name, value in values.items())
+    return f"SELECT {', '.join(calls)}"
+
+
+def _guard(condition: str, name: str) -> str:
+    # The text is not a constant, or PostgreSQL would try to make a number of it while it plans.
+    return f"CASE WHEN {condition} THEN 1 ELSE concat('multitenant:{name}:', current_schema())::int END"
+
+
+class _Batch:
+    """Statements that are sent in one round trip."""
+
+    def __init__(self, driver: psycopg.Connection[Any], tenant: str) -> None:
+        self._driver, self._tenant = driver, tenant
+        self._messages: list[bytes] = []
+        self._statements: list[Statement | None] = []
+
+    def add(self, sql: str) -> None:
+        """Something of the toolkit's own."""
+        self._messages.append(sql.encode())
+        self._statements.append(None)
+
+    def add_all(self, statements: Sequence[Statement]) -> None:
+        """Statements of a plan."""
+        self._messages += [statement.sql.encode() for statement in statements]
+        self._statements += statements
+
+    def send(self) -> None:
+        """Send what has been added.
+
+        Raises:
+            MigrationError: a statement of the plan failed.
+            StatementError: a guard, or another statement of the toolkit's own.
+        """
+        messages, self._messages = self._messages, []
+        statements, self._statements = self._statements, []
+        if not messages:
+            return
+        try:
+            send_all(self._driver, messages)
+        except StatementError as failed:
+            statement = statements[failed.position]
+            if statement is None:
+                raise
+            raise statement_failed(failed.error, statement, self._tenant) from failed.error
 
 
 def apply_plan(
-    connection: Connection, plan: MigrationPlan, history: History, to: Destination, timeouts: Timeouts
+    connection: Connection,
+    plan: MigrationPlan,
+    history: History,
+    to: Destination,
+    timeouts: Timeouts,
+    *,
+    before_commit: Sequence[str] = (),
 ) -> None:
-    """Bring a schema from `plan.start` to `plan.end`, in the connection's transaction, which the
-    caller commits: structure, data and version move together or not at all.
+    """Bring a schema from `plan.start` to `plan.end` in the connection's transaction, which the caller
+    commits. What asks to be run outside of transactions is run inside, without CONCURRENTLY: for schemas that
+    nobody uses yet.
 
     Raises:
         SchemaLockedError: another migrator has it.
-        PlanOutdatedError: another migrator was faster.
+        PlanOutdatedError: it is not at `plan.start`.
         TenantNotFoundError: the schema is gone.
         MigrationError: a statement failed; says which, of which revision.
     """
-    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-    qualified = f"{quote_ident(to.schema)}.{quote_ident(history.version_table)}"
-    with driver.pipeline():
-        driver.execute(settings_sql(to.search_path, timeouts).encode())
-        locked = driver.execute(f"SELECT pg_try_advisory_xact_lock({lock_key(to.schema)})".encode())
-        has_table = driver.execute(f"SELECT to_regclass({quote_literal(qualified)}) IS NOT NULL".encode())
-        lives_in = driver.execute(b"SELECT current_schema()")
-        if not _one(locked):
-            raise SchemaLockedError(to.name)
-        if _one(lives_in) != to.schema:
-            # PostgreSQL leaves out of the path what is not there, or may not be used: the tables would
-            # be built in the next schema on it, the shared one.
-            raise TenantNotFoundError(to.name, f"schema {to.schema!r} is gone, or this role may not use it")
-        found: Heads = ()
-        if _one(has_table):
-            rows = driver.execute(f"SELECT version_num FROM {qualified} ORDER BY 1".encode()).fetchall()
-            found = tuple(row[0] for row in rows)
-    if found != plan.start:
-        raise PlanOutdatedError(found)
-    if plan.online is not None:
-        history.run_online(connection, to.schema)
-    else:
-        _send(driver, plan.statements, to.name)
-    _verify(driver, plan, qualified, to)
+    _Application(connection, plan, history, to, timeouts, before_commit).run_inside()
 
 
-def _verify(driver: psycopg.Connection[Any], plan: MigrationPlan, table: str, to: Destination) -> None:
-    """Hold the recorded revisions against the plan's: a revision may have changed the search path, and
-    the record be somewhere else."""
-    rows = driver.execute(f"SELECT version_num FROM {table} ORDER BY 1".encode()).fetchall()
-    recorded = tuple(row[0] for row in rows)
-    if recorded != plan.end:
-        raise MigrationError(
-            f"{', '.join(recorded) or 'nothing'} is recorded in {table} instead of {', '.join(plan.end)}: "
-            "does a revision set the search path, or write the version table?",
-            to.name,
+def migrate_schema(
+    connection: Connection,
+    plan: MigrationPlan,
+    history: History,
+    to: Destination,
+    timeouts: Timeouts,
+    *,
+    shared_schema: str,
+    before_commit: Sequence[str] = (),
+    observer: Observer | None = None,
+) -> None:
+    """The same in transactions of its own: one, unless the plan has borders. The connection is in none, and
+    is left in none.
+
+    Args:
+        shared_schema: where the steps of plans with borders are noted.
+        before_commit: SQL that goes into the last transaction.
+        observer: is told of each revision, at the price of a round trip for each.
+    """
+    application = _Application(connection, plan, history, to, timeouts, before_commit, observer)
+    application.run_alone(shared_schema)
+
+
+class _Application:
+    """One plan on its way into one schema."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        plan: MigrationPlan,
+        history: History,
+        to: Destination,
+        timeouts: Timeouts,
+        before_commit: Sequence[str],
+        observer: Observer | None = None,
+    ) -> None:
+        self._connection, self._plan, self._history = connection, plan, history
+        self._to, self._timeouts, self._before_commit = to, timeouts, before_commit
+        self._observer = observer
+        driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+        self._driver = driver
+        self._batch = _Batch(driver, to.name)
+        self._record = f"{quote_ident(to.schema)}.{quote_ident(history.version_table)}"
+        self._key = lock_key(to.schema)
+
+    # -- in somebody's transaction --------------------------------------------------------------------
+
+    def run_inside(self) -> None:
+        with self._explained():
+            self._open(has_record=self._has_record())
+            for segment in self._plan.segments:
+                if segment.kind is SegmentKind.ONLINE:
+                    self._run_online(segment, in_transaction=True)
+                else:
+                    self._add_compiled([_plain_index(s) for s in segment.statements])
+            self._close()
+            self._batch.send()
+
+    # -- in transactions of its own -------------------------------------------------------------------
+
+    def run_alone(self, shared_schema: str) -> None:
+        try:
+            with self._explained():
+                if self._plan.has_borders:
+                    with self._locked_session():
+                        self._run_parts(steps.Steps(shared_schema, self._to.schema))
+                else:
+                    self._run_whole(has_record=bool(self._plan.start))
+        except PlanOutdatedError as outdated:
+            if outdated.found != self._plan.start:
+                raise
+            with self._explained():  # an empty version table, and not none
+                self._run_whole(has_record=True)
+        except BaseException:
+            _roll_back(self._driver)
+            raise
+
+    def _run_whole(self, *, has_record: bool) -> None:
+        self._batch.add("BEGIN")
+        self._open(has_record=has_record)
+        for segment in self._plan.segments:
+            self._run_segment(segment)
+        self._close()
+        self._batch.add("COMMIT")
+        self._batch.send()
+
+    def _run_parts(self, progress: steps.Steps) -> None:
+        """Where a transaction ends in the middle of a revision, what of it was done is noted in the same
+        transaction, so that a run after a crash goes on from there."""
+        revision, done = progress.read(self._driver, self._plan)
+        self._batch.add("BEGIN")
+        self._open(has_record=self._has_record())
+        for segment in self._plan.segments:
+            if not segment.is_border:
+                self._run_segment(steps.skip_done(self._plan, segment, revision, done))
+                continue
+            if segment.kind is SegmentKind.ONLINE:
+                self._commit()
+                self._run_online(segment, in_transaction=False)
+                self._begin_again()
+                continue
+            first = segment.statements[0]
+            position = steps.position(self._plan, first)
+            if first.revision != revision or position >= done:
+                self._batch.add(progress.note_sql(self._plan, first, position))
+            self._commit()
+            self._run_autocommit(segment, progress, revision, done)
+            self._begin_again()
+        self._close()
+        self._batch.add(progress.forget_sql)
+        self._commit()
+
+    def _commit(self) -> None:
+        self._batch.add("COMMIT")
+        self._batch.send()
+
+    def _begin_again(self) -> None:
+        self._batch.add("BEGIN")
+        self._batch.add(settings_sql(self._to.search_path, self._timeouts))
+
+    def _run_autocommit(
+        self, segment: Segment, progress: steps.Steps, revision: str | None, done: int
+    ) -> None:
+        """Statements outside of transactions; the session has the search path meanwhile."""
+        self._batch.add(settings_sql(self._to.search_path, self._timeouts, local=False))
+        self._batch.send()
+        try:
+            for statement in segment.statements:
+                position = steps.position(self._plan, statement)
+                if statement.revision == revision and position < done:
+                    continue
+                self._send_alone(statement, is_resumed=statement.revision == revision and position == done)
+                self._batch.add(progress.note_sql(self._plan, statement, position + 1))
+                self._batch.send()
+        finally:
+            if not self._driver.closed:
+                send_all(
+                    self._driver, [b"RESET search_path", b"RESET lock_timeout", b"RESET statement_timeout"]
+                )
+
+    def _send_alone(self, statement: Statement, *, is_resumed: bool) -> None:
+        match = _CONCURRENT_INDEX.match(statement.sql)
+        try:
+            if match is not None:
+                # It waits for others' transactions, and nobody waits for it.
+                send_all(self._driver, [b"SET lock_timeout = 0"])
+                valid = self._find_index(match["name"])
+                if valid is False:
+                    send_all(self._driver, [f"DROP INDEX CONCURRENTLY {match['name']}".encode()])
+                elif valid and is_resumed:
+                    return  # it was finished, and the run ended before that could be noted
+            send_all(self._driver, [statement.sql.encode()])
+        except StatementError as failed:
+            raise statement_failed(failed.error, statement, self._to.name) from failed.error
+
+    def _find_index(self, name: str) -> bool | None:
+        """Whether the index of this name in the schema is valid; None where there is none."""
+        sql = (
+            "SELECT i.indisvalid FROM pg_catalog.pg_index i "
+            "JOIN pg_catalog.pg_class c ON c.oid = i.indexrelid "
+            f"WHERE c.oid = to_regclass({quote_literal(name)}) "
+            f"AND c.relnamespace = {quote_literal(quote_ident(self._to.schema))}::regnamespace"
+        )
+        (result,) = send_all(self._driver, [sql.encode()])
+        return None if not result.ntuples else result.get_value(0, 0) == b"t"
+
+    @contextmanager
+    def _locked_session(self) -> Iterator[None]:
+        """The lock of the schema for longer than a transaction. Not through a pooler in transaction mode."""
+        (result,) = send_all(self._driver, [f"SELECT pg_try_advisory_lock({self._key})".encode()])
+        if result.get_value(0, 0) != b"t":
+            raise SchemaLockedError(self._to.name)
+        try:
+            yield
+        finally:
+            if not self._driver.closed:
+                _roll_back(self._driver)
+                send_all(self._driver, [f"SELECT pg_advisory_unlock({self._key})".encode()])
+
+    # -- both -----------------------------------------------------------------------------------------
+
+    def _has_record(self) -> bool:
+        sql = f"SELECT to_regclass({quote_literal(self._record)}) IS NOT NULL"
+        (result,) = send_all(self._driver, [sql.encode()])
+        return result.get_value(0, 0) == b"t"
+
+    def _at(self, heads: Heads) -> str:
+        listed = "coalesce(string_agg(version_num, ' ' ORDER BY version_num COLLATE \"C\"), '')"
+        return f"(SELECT {listed} FROM {self._record}) = {quote_literal(' '.join(heads))}"
+
+    def _open(self, *, has_record: bool) -> None:
+        """The settings, and the guards."""
+        self._batch.add(settings_sql(self._to.search_path, self._timeouts))
+        locked = _guard(f"pg_try_advisory_xact_lock({self._key})", "locked")
+        # PostgreSQL leaves out of the path what is not there, or may not be used: the tables would be built
+        # in the next schema on it, the shared one.
+        here = _guard(f"current_schema() = {quote_literal(self._to.schema)}", "gone")
+        self._batch.add(f"SELECT {locked}, {here}")
+        there = (
+            self._at(self._plan.start)
+            if has_record
+            else f"to_regclass({quote_literal(self._record)}) IS NULL"
+        )
+        self._batch.add(f"SELECT {_guard(there, 'moved')}")
+
+    def _close(self) -> None:
+        """Hold the recorded revisions against the plan's: a revision may have changed the search path, and
+        the record be somewhere else."""
+        self._batch.add(f"SELECT {_guard(self._at(self._plan.end), 'unrecorded')}")
+        for sql in self._before_commit:
+            self._batch.add(sql)
+
+    def _run_segment(self, segment: Segment) -> None:
+        if segment.kind is SegmentKind.ONLINE:
+            self._run_online(segment, in_transaction=True)
+        else:
+            self._add_compiled(segment.statements)
+
+    def _add_compiled(self, statements: Sequence[Statement]) -> None:
+        if self._observer is None:
+            self._batch.add_all(statements)
+            return
+        for revision, group in steps.by_revision(statements):
+            if revision is None:
+                self._batch.add_all(group)
+            else:
+                self._batch.send()
+                self._observed(revision, partial(self._send_group, group))
+
+    def _send_group(self, statements: Sequence[Statement]) -> None:
+        self._batch.add_all(statements)
+        self._batch.send()
+
+    def _observed(self, revision: str, work: Callable[[], object]) -> None:
+        if self._observer is None:
+            work()
+            return
+        self._observer.before(revision)
+        started = time.perf_counter()
+        work()
+        self._observer.after(revision, (time.perf_counter() - started) * 1000)
+
+    def _run_online(self, segment: Segment, *, in_transaction: bool) -> None:
+        self._batch.send()
+        revision = segment.revision
+        assert revision is not None  # noqa: S101 - an online segment has one
+        if not in_transaction:
+            self._connection.rollback()  # SQLAlchemy's own account of it; the server is in none
+            settings = settings_sql(self._to.search_path, self._timeouts, local=False)
+            send_all(self._driver, [settings.encode()])
+        self._observed(
+            revision,
+            lambda: self._history.run_online(
+                self._connection,
+                self._to.schema,
+                revision,
+                is_downgrade=self._plan.is_downgrade,
+                leaves_transaction=not in_transaction,
+            ),
         )
 
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """What a guard's error means."""
+        try:
+            yield
+        except StatementError as failed:
+            match = _GUARD.search(str(failed.error))
+            if match is None:
+                raise failed.error from None
+            raise self._meaning(match["guard"]) from failed.error
 
-def _one(cursor: psycopg.Cursor[Any]) -> Any:
-    row = cursor.fetchone()
-    return row[0] if row else None
+    def _meaning(self, guard: str) -> Exception:
+        name, schema = self._to.name, self._to.schema
+        if guard == "locked":
+            return SchemaLockedError(name)
+        if guard == "gone":
+            return TenantNotFoundError(name, f"schema {schema!r} is gone, or this role may not use it")
+        if guard == "unrecorded":
+            return MigrationError(
+                f"the revisions recorded in {self._record} are not {', '.join(self._plan.end) or 'none'}: "
+                "does a revision set the search path, or write the version table?",
+                name,
+            )
+        _roll_back(self._driver)
+        return PlanOutdatedError(read_recorded(self._driver, self._record))
 
 
-def _send(driver: psycopg.Connection[Any], statements: Sequence[Statement], to: str) -> None:
-    cursors: list[psycopg.Cursor[Any]] = []
-    problem: psycopg.Error | None = None
-    try:
-        with driver.pipeline() as pipeline:
-            try:
-                for statement in statements:
-                    cursors.append(driver.execute(statement.sql.encode()))  # noqa: PERF401
-                pipeline.sync()
-            except psycopg.Error as error:
-                problem = error
-    except psycopg.Error as error:
-        # What leaving the pipeline says is but the consequence.
-        problem = problem or error
-    if problem is None:
-        return
-    if problem.sqlstate is None or driver.closed:
-        raise problem
-    failed = next((i for i, c in enumerate(cursors) if not _succeeded(c)), len(cursors) - 1)
-    raise statement_failed(problem, statements[max(failed, 0)], to) from problem
+def read_recorded(driver: psycopg.Connection[Any], record: str) -> Heads:
+    """The revisions that a version table (qualified, quoted) names; none where it is not there."""
+    (there,) = send_all(driver, [f"SELECT to_regclass({quote_literal(record)}) IS NOT NULL".encode()])
+    if there.get_value(0, 0) != b"t":
+        return ()
+    (found,) = send_all(driver, [f"SELECT version_num FROM {record}".encode()])
+    return tuple(sorted(bytes(found.get_value(row, 0) or b"").decode() for row in range(found.ntuples)))
 
 
-def _succeeded(cursor: psycopg.Cursor[Any]) -> bool:
-    result = cursor.pgresult
-    return result is not None and result.status in (pq.ExecStatus.COMMAND_OK, pq.ExecStatus.TUPLES_OK)
+def _roll_back(driver: psycopg.Connection[Any]) -> None:
+    if not driver.closed and driver.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
+        send_all(driver, [b"ROLLBACK"])
+
+
+def _plain_index(statement: Statement) -> Statement:
+    return Statement(_CONCURRENTLY.sub(r"\1", statement.sql), statement.revision)
 
 
 def statement_failed(error: psycopg.Error, statement: Statement, tenant: str) -> MigrationError:

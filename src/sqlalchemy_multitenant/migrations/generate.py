@@ -6,6 +6,7 @@ Everything happens in one transaction that is rolled back, so no tenant is neede
 from __future__ import annotations
 
 import secrets
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,7 @@ from ..isolation.run import run_sql
 from ..naming import SchemaName, quote_ident, quote_literal
 from .apply import apply_plan
 from .history import ALEMBIC_LOCK, History
-from .plan import Destination, Timeouts
+from .plan import Destination, Heads, Timeouts
 from .report import SHARED
 from .templates import SCRIPT_TEMPLATE
 
@@ -101,6 +102,29 @@ def generate(
     return written
 
 
+def time_plan(
+    config: TenantConfig, engine: Engine, tenant_history: History, shared_history: History, start: Heads
+) -> float:
+    """How long the upgrade from `start` takes in a schema without rows, in seconds; leaves nothing behind.
+
+    Raises:
+        MigrationError: a revision fails.
+    """
+    shared, tenant = _scratch_name(SHARED), _scratch_name("tenant")
+    extra = tuple(config.schemas.extra_search_path)
+    with engine.connect() as connection:
+        scratch = _Scratch(connection, Timeouts.of(config))
+        try:
+            scratch.build(shared_history, shared, (shared, *extra))
+            # Down from the newest would need downgrades: up to `start` first, and then the part to be timed.
+            scratch.build(tenant_history, tenant, (tenant, shared, *extra), target=start)
+            started = time.perf_counter()
+            scratch.build(tenant_history, tenant, (tenant, shared, *extra))
+            return time.perf_counter() - started
+        finally:
+            connection.rollback()
+
+
 def _scratch_name(what: str) -> SchemaName:
     return SchemaName(f"{OWN_PREFIX}scratch_{what}_{secrets.token_hex(6)}")
 
@@ -120,8 +144,15 @@ class _Scratch:
         self._connection, self._timeouts = connection, timeouts
         self._built: set[SchemaName] = set()
 
-    def build(self, history: History, schema: SchemaName, search_path: Sequence[str]) -> None:
-        """Bring `schema` to the newest revision; create it first where it is not there."""
+    def build(
+        self,
+        history: History,
+        schema: SchemaName,
+        search_path: Sequence[str],
+        *,
+        target: Heads | None = None,
+    ) -> None:
+        """Bring `schema` to the newest revision, or to `target`; create it first where it is not there."""
         if schema not in self._built:
             run_sql(self._connection, f"CREATE SCHEMA {quote_ident(schema)}")
             self._built.add(schema)
@@ -129,10 +160,11 @@ class _Scratch:
         run_sql(self._connection, f"SET LOCAL search_path TO {path}")
         if not history.exists:
             return
-        plan = history.plan_upgrade(self._heads(history, schema))
-        if not plan.is_empty:
-            to = Destination("scratch", schema, tuple(search_path))
-            apply_plan(self._connection, plan, history, to, self._timeouts)
+        to = Destination("scratch", schema, tuple(search_path))
+        for goal in ("heads",) if target is None else target:
+            plan = history.plan_upgrade(self._heads(history, schema), goal)
+            if not plan.is_empty:
+                apply_plan(self._connection, plan, history, to, self._timeouts)
 
     def _heads(self, history: History, schema: SchemaName) -> tuple[str, ...]:
         table = f"{quote_ident(schema)}.{quote_ident(history.version_table)}"

@@ -1,4 +1,4 @@
-"""The only door to Alembic's scripts: reads a folder of revisions and compiles them to SQL.
+"""The only door to Alembic's scripts: reads a folder of revisions, plans ways through them, runs one of them.
 
 Alembic's `op` and `context` are process-wide, so everything here happens under one lock, and once per
 distinct pair of revisions instead of once per tenant.
@@ -6,72 +6,60 @@ distinct pair of revisions instead of once per tenant.
 
 from __future__ import annotations
 
-import io
+import ast
+import hashlib
 import threading
 import warnings
 from argparse import Namespace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from alembic.config import Config
-from alembic.ddl.postgresql import PostgresqlImpl
-from alembic.migration import MigrationContext
+from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
+from alembic.runtime.migration import RevisionStep
 from alembic.script import Script, ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, text
-from sqlalchemy.schema import DDLElement
+from sqlalchemy import Connection
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.engine import Dialect
 
 from ..errors import MigrationError
-from ..isolation.sqltext import find_transaction_control, split_statements
-from ..naming import quote_ident, quote_literal
-from .plan import Heads, MigrationPlan, Revision, Statement
+from .compile import compile_steps, make_environment
+from .plan import Heads, MigrationPlan, Revision, Segment, SegmentKind, plan_versions
 
 ALEMBIC_LOCK = threading.RLock()
 """Held while Alembic's process-wide proxies are set."""
 
 
-class _CollectingImpl(PostgresqlImpl):
-    """Alembic's offline mode, except that statements are kept as values instead of written to a text (in
-    which tabs become spaces, inside of data as well), and that nobody gets a stand-in for a connection."""
-
-    collected: list[Statement]
-    revision: str | None
-
-    @property
-    def bind(self) -> Any:
-        raise _NeedsConnectionError("it calls op.get_bind()")
-
-    def emit_commit(self) -> None:
-        # Called by autocommit_block() alone: the plan's transaction is not Alembic's.
-        raise MigrationError(
-            "autocommit_block() (CREATE INDEX CONCURRENTLY and the like) is not supported yet: what it runs "
-            "could not be undone together with the rest",
-            revision=self.revision,
-        )
-
-    def _exec(self, construct: Any, *_: Any, multiparams: Any = None, params: Any = None, **__: Any) -> None:
-        if multiparams or params:
-            raise _NeedsConnectionError("a statement is executed with parameters")
-        if isinstance(construct, str):
-            construct = text(construct)
-        literal = {} if isinstance(construct, DDLElement) else {"literal_binds": True}
-        compiled = construct.compile(dialect=self.dialect, compile_kwargs=literal)
-        if getattr(compiled, "insert_prefetch", ()) or getattr(compiled, "update_prefetch", ()):
-            raise _NeedsConnectionError("a column has a default in Python")
-        sql = str(compiled)
-        if command := find_transaction_control(sql):
-            raise MigrationError(
-                f"{command} would split the migration in two: take it out", revision=self.revision
-            )
-        self.collected += [Statement(part, self.revision) for part in split_statements(sql)]
+def plain_dialect() -> Dialect:
+    """PostgreSQL's, of no version in particular. `named` leaves percent signs alone."""
+    return postgresql.dialect(paramstyle="named")
 
 
-class _CompilingEnvironment(EnvironmentContext):
-    """A revision that asks whether it runs offline is about to do less than it would online."""
+@dataclass(frozen=True, slots=True)
+class SourceHash:
+    """What a revision's file is: SHA-256 of the file, and of what it does (comments, layout and the docstring
+    do not count), hexadecimal."""
 
-    def is_offline_mode(self) -> bool:
-        raise _NeedsConnectionError("it asks for the offline mode")
+    file: str
+    code: str
+
+
+def _code_hash(content: bytes) -> str:
+    tree = ast.parse(content)
+    if tree.body and isinstance(tree.body[0], ast.Expr) and isinstance(tree.body[0].value, ast.Constant):
+        del tree.body[0]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+
+
+def dialect_of(connection: Connection) -> Dialect:
+    """PostgreSQL's dialect as it is for the server of `connection`, with percent signs as they are."""
+    dialect = plain_dialect()
+    dialect.initialize(connection)
+    return dialect
 
 
 class History:
@@ -81,15 +69,24 @@ class History:
         directory: the folder that holds `versions/`.
         version_table: name of Alembic's version table, as in the configuration.
         label: `"tenant"` or `"shared"`, for messages.
+        make_dialect: makes the dialect of the server that the SQL is for, with named parameters; what
+            SQLAlchemy writes for some columns depends on the server's version.
     """
 
-    def __init__(self, directory: Path, version_table: str, label: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        version_table: str,
+        label: str,
+        make_dialect: Callable[[], Dialect] = plain_dialect,
+    ) -> None:
         self.directory, self.version_table, self.label = directory, version_table, label
         self.config = Config(cmd_opts=Namespace(quiet=True, x=None))
         self.config.set_main_option("script_location", str(directory).replace("%", "%%"))
         self.config.set_main_option("path_separator", "os")
         self.config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
-        self._plans: dict[tuple[Heads, str], MigrationPlan] = {}
+        self._make_dialect = make_dialect
+        self._plans: dict[tuple[Heads, str, bool], MigrationPlan] = {}
         self._script: ScriptDirectory | None = None
 
     @property
@@ -149,11 +146,7 @@ class History:
         """
         if target in ("head", "heads", "base"):
             return target
-        with self._translated():
-            found = self.script.get_revision(target)
-        if found is None:
-            raise MigrationError(f"there is no {self.label} revision {target!r} in {self.directory}")
-        return str(found.revision)
+        return str(self.script_of(target).revision)
 
     def pending(self, start: Heads, target: str = "heads") -> list[Revision]:
         """What an upgrade from `start` would apply, oldest first.
@@ -175,120 +168,156 @@ class History:
         """The plan from `start` to `target`; compiled once, then kept.
 
         Raises:
-            MigrationError: a revision is unknown or fails to compile.
+            MigrationError: a revision is unknown or cannot work.
         """
-        key = (start, target)
-        with ALEMBIC_LOCK:
-            if key not in self._plans:
-                self._plans[key] = self._compile(start, target)
-            return self._plans[key]
+        return self._plan(start, target, is_downgrade=False)
 
-    def _compile(self, start: Heads, target: str) -> MigrationPlan:
-        revisions = tuple(self.pending(start, target))
-        if not revisions:
-            return MigrationPlan(start, start, (), ())
-        end = self._heads_after(start, target)
-        try:
-            first, second = self._render(start, target), self._render(start, target)
-        except _NeedsConnectionError as reason:
-            return MigrationPlan(start, end, revisions, (), online=str(reason))
-        if first != second:
-            # uuid4(), now() and the like: each tenant is to get a value of its own.
-            return MigrationPlan(start, end, revisions, (), online="its SQL differs from run to run")
-        return MigrationPlan(start, end, revisions, tuple(first))
-
-    def _render(self, start: Heads, target: str) -> list[Statement]:
-        script = self.script
-
-        def fn(heads: Any, context: MigrationContext) -> Any:
-            del heads, context
-            for step in script._upgrade_revs(target, start):  # type: ignore[arg-type]
-                impl.revision = step.revision.revision
-                if "as_sql" in Path(step.revision.path).read_text(encoding="utf-8"):
-                    raise _NeedsConnectionError("it asks for the offline mode")
-                yield step
-
-        offline: dict[str, Any] = {"fn": fn, "as_sql": True, "starting_rev": start or None}
-        with self._translated(), _CompilingEnvironment(self.config, script, **offline) as environment:
-            environment.configure(
-                dialect_name="postgresql",
-                # `named` leaves percent signs alone.
-                dialect_opts={"paramstyle": "named"},
-                output_buffer=io.StringIO(),
-                version_table=self.version_table,
-                literal_binds=True,
-            )
-            # The class is exchanged on the object: Alembic picks it by dialect, for the whole process.
-            environment.get_context().impl.__class__ = _CollectingImpl
-            impl = cast("_CollectingImpl", environment.get_context().impl)
-            impl.collected, impl.revision = [], None
-            try:
-                environment.run_migrations()
-            except MigrationError:
-                raise
-            except Exception as error:
-                # Without a connection, what needs one fails in whichever way it does. It is then run
-                # online, where a real fault shows again.
-                raise _NeedsConnectionError(f"{type(error).__name__}: {error}") from error
-        return impl.collected
-
-    def _heads_after(self, start: Heads, target: str) -> Heads:
-        heads = set(start)
-        with self._translated():
-            for step in self.script._upgrade_revs(target, start):  # type: ignore[arg-type]
-                heads -= set(step.from_revisions_no_deps)
-                heads |= set(step.to_revisions_no_deps)
-        return tuple(sorted(heads))
-
-    def run_online(self, connection: Connection, schema: str, target: str = "heads") -> None:
-        """Let Alembic run the upgrade itself, in the connection's transaction and search path.
+    def plan_downgrade(self, start: Heads, target: str) -> MigrationPlan:
+        """The plan from `start` back to `target`: a revision, a symbol such as `base`, or `-2` for two steps.
 
         Raises:
-            MigrationError: a revision raised; names it.
+            MigrationError: `target` is unknown or not below `start`, or a revision on the way has no
+                downgrade.
         """
-        script = self.script
-        running: str | None = None
+        return self._plan(start, target, is_downgrade=True)
 
-        def fn(heads: Any, context: MigrationContext) -> Any:
-            del context
-            nonlocal running
-            for step in script._upgrade_revs(target, heads):
-                running = str(step.revision.revision)
-                yield step
+    def plan_back_to(self, start: Heads, target: str) -> MigrationPlan:
+        """As `plan_downgrade`; a schema that does not have `target`, or nothing above it, stays as it is.
 
-        with ALEMBIC_LOCK, EnvironmentContext(self.config, script, fn=fn) as environment:
+        Args:
+            target: a full id, or `base`.
+        """
+        if target != "base" and target not in {revision.id for revision in self.applied(start)}:
+            return MigrationPlan(start, start, (), ())
+        return self.plan_downgrade(start, target)
+
+    def required_shared(self, revision: str) -> str | None:
+        """The shared revision that a tenants' one builds on: its attribute `requires_shared`."""
+        needed = getattr(self.script_of(revision).module, "requires_shared", None)
+        return None if needed is None else str(needed)
+
+    def _plan(self, start: Heads, target: str, *, is_downgrade: bool) -> MigrationPlan:
+        key = (start, target, is_downgrade)
+        with ALEMBIC_LOCK:
+            if key not in self._plans:
+                self._plans[key] = self._compile(start, target, is_downgrade=is_downgrade)
+            return self._plans[key]
+
+    def _steps(self, start: Heads, target: str, *, is_downgrade: bool) -> list[RevisionStep]:
+        with self._translated():
+            if is_downgrade:
+                return list(self.script._downgrade_revs(target, start))  # type: ignore[arg-type]
+            return list(self.script._upgrade_revs(target, start))  # type: ignore[arg-type]
+
+    def _compile(self, start: Heads, target: str, *, is_downgrade: bool) -> MigrationPlan:
+        if not is_downgrade and not self.pending(start, target):
+            return MigrationPlan(start, start, (), ())
+        steps = self._steps(start, target, is_downgrade=is_downgrade)
+        if is_downgrade:
+            self._refuse_one_way([step.revision for step in steps])
+        with self._translated():
+            segments, end = compile_steps(
+                make_environment(self.config, self.script, start),
+                steps,
+                start,
+                version_table=self.version_table,
+                dialect=self._make_dialect(),
+            )
+        revisions = tuple(_revision(step.revision) for step in steps)
+        return MigrationPlan(start, end, revisions, tuple(segments), is_downgrade)
+
+    def _refuse_one_way(self, scripts: Iterable[Script]) -> None:
+        one_way = [str(script.revision) for script in scripts if not _has_downgrade(script)]
+        if one_way:
+            raise MigrationError(
+                f"{self.label} revision{'s' if len(one_way) > 1 else ''} {', '.join(one_way)} cannot be "
+                "undone: write downgrade(), or roll back to a later revision. Nothing was changed"
+            )
+
+    def run_online(
+        self,
+        connection: Connection,
+        schema: str,
+        revision: str,
+        *,
+        is_downgrade: bool = False,
+        leaves_transaction: bool = False,
+    ) -> None:
+        """Let Alembic run one revision on the connection, in its transaction and search path. The version
+        table is left alone.
+
+        Args:
+            leaves_transaction: the connection is in no transaction; Alembic begins, ends and begins them.
+
+        Raises:
+            MigrationError: the revision raised; names it.
+        """
+        with ALEMBIC_LOCK, self._translated(), EnvironmentContext(self.config, self.script) as environment:
+            script = self.script_of(revision)
             environment.configure(
                 connection=connection, version_table=self.version_table, version_table_schema=schema
             )
-            try:
-                environment.run_migrations()
-            except MigrationError:
-                raise
-            except Exception as error:
-                raise MigrationError(f"{type(error).__name__}: {error}", revision=running) from error
+            context = environment.get_context()
+            with Operations.context(context):
+                try:
+                    function = script.module.downgrade if is_downgrade else script.module.upgrade
+                    if leaves_transaction:
+                        with context.begin_transaction():
+                            function()
+                    else:
+                        function()
+                except MigrationError:
+                    raise
+                except Exception as error:
+                    raise MigrationError(f"{type(error).__name__}: {error}", revision=revision) from error
 
     def plan_stamp(self, start: Heads) -> MigrationPlan:
         """The plan that records the newest revisions as applied, without running anything."""
-        name = quote_ident(self.version_table)
         try:
             pending = self.pending(start)
         except MigrationError:  # at a revision that is not here: that is what this may mend
             pending = self.revisions()
-        statements = [
-            f"CREATE TABLE IF NOT EXISTS {name} (version_num varchar(32) NOT NULL, "
-            f"CONSTRAINT {quote_ident(self.version_table + '_pkc')} PRIMARY KEY (version_num))",
-            f"DELETE FROM {name}",
-        ]
         end = self.heads()
-        statements += [f"INSERT INTO {name} (version_num) VALUES ({quote_literal(head)})" for head in end]
-        return MigrationPlan(start, end, tuple(pending), tuple(map(Statement, statements)))
+        segment = Segment(SegmentKind.COMPILED, tuple(plan_versions(self.version_table, start, end)))
+        return MigrationPlan(start, end, tuple(pending), (segment,) if start != end else ())
+
+    def script_of(self, revision: str) -> Script:
+        """The revision of this id.
+
+        Raises:
+            MigrationError: there is none.
+        """
+        with self._translated():
+            script = self.script.get_revision(revision)
+        if script is None:
+            raise MigrationError(f"there is no {self.label} revision {revision!r} in {self.directory}")
+        return script
+
+    def source(self, revision: str) -> SourceHash:
+        """What a revision is now.
+
+        Raises:
+            MigrationError: there is no such revision.
+        """
+        content = Path(self.script_of(revision).path).read_bytes()
+        return SourceHash(hashlib.sha256(content).hexdigest(), _code_hash(content))
+
+    def is_edited(self, revision: str, then: SourceHash) -> bool:
+        """Whether a revision does something else than it did."""
+        content = Path(self.script_of(revision).path).read_bytes()
+        return hashlib.sha256(content).hexdigest() != then.file and _code_hash(content) != then.code
+
+    def applied(self, heads: Heads) -> list[Revision]:
+        """The revisions that a schema at `heads` has, oldest first.
+
+        Raises:
+            MigrationError: `heads` names a revision that is not in this folder.
+        """
+        pending = {revision.id for revision in self.pending(heads)}
+        return [revision for revision in self.revisions() if revision.id not in pending]
 
     def _translated(self) -> _Translated:
         return _Translated(self)
-
-
-class _NeedsConnectionError(Exception):
-    pass
 
 
 class _Translated:
@@ -316,3 +345,30 @@ class _Translated:
 def _revision(script: Script) -> Revision:
     message = (script.doc or "").strip().splitlines()
     return Revision(str(script.revision), message[0] if message else "", Path(script.path).name)
+
+
+def _has_downgrade(script: Script) -> bool:
+    """Whether a revision can be undone: its downgrade() does something, or its upgrade() does nothing."""
+
+    def does_something(name: str) -> bool:
+        return any(
+            isinstance(node, ast.FunctionDef) and node.name == name and not all(map(_is_nothing, node.body))
+            for node in tree.body
+        )
+
+    tree = ast.parse(Path(script.path).read_text(encoding="utf-8"))
+    if hasattr(script.module, "downgrade") and does_something("downgrade"):
+        return True
+    imported = hasattr(script.module, "downgrade") and not _defines(tree, "downgrade")
+    return imported or not does_something("upgrade")
+
+
+def _defines(tree: ast.Module, name: str) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)
+
+
+def _is_nothing(node: ast.stmt) -> bool:
+    """`pass`, a docstring, or `raise NotImplementedError`."""
+    if isinstance(node, ast.Raise):
+        return True
+    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 
 from ..config import TenantConfig
-from ..naming import SchemaName
+from ..naming import SchemaName, quote_ident, quote_literal
 
 Heads = tuple[str, ...]
 """The revisions a schema is at, sorted; empty at the base. More than one while branches are open."""
@@ -63,34 +64,115 @@ class Statement:
     revision: str | None = None
 
 
+class SegmentKind(StrEnum):
+    """How a part of a plan is run."""
+
+    COMPILED = "compiled"
+    """SQL that was compiled once, in the transaction."""
+    ONLINE = "online"
+    """By Alembic on the connection, in the transaction."""
+    AUTOCOMMIT = "autocommit"
+    """SQL that runs outside of transactions: the one before it ends, and another begins after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A part of a plan.
+
+    Attributes:
+        statements: the SQL; empty where it is online.
+        revision: the revision that is run online.
+        reason: why that one could not be compiled.
+        leaves_transaction: whether it has an autocommit_block().
+    """
+
+    kind: SegmentKind
+    statements: tuple[Statement, ...] = ()
+    revision: str | None = None
+    reason: str = ""
+    leaves_transaction: bool = False
+
+    @property
+    def is_border(self) -> bool:
+        """Whether a transaction ends before it, and another begins after it."""
+        return self.kind is SegmentKind.AUTOCOMMIT or self.leaves_transaction
+
+
 @dataclass(frozen=True)
 class MigrationPlan:
-    """From `start` to `end`: either compiled, or (`online`) to be run by Alembic on the connection,
-    because a revision reads the database while it runs.
+    """From `start` to `end`, in segments of compiled SQL and of revisions that need Alembic while they run,
+    because they read the database.
 
     Attributes:
         start, end: the heads before and after.
         revisions: the revisions applied, oldest first (newest first in a downgrade).
-        statements: the SQL, version table included; empty where `online`.
-        online: why the plan could not be compiled, or None.
+        segments: what is run, in order, version table included.
+        is_downgrade: whether `end` is the older one.
     """
 
     start: Heads
     end: Heads
     revisions: tuple[Revision, ...]
-    statements: tuple[Statement, ...]
-    online: str | None = None
+    segments: tuple[Segment, ...]
+    is_downgrade: bool = False
 
     @property
     def is_empty(self) -> bool:
         return self.start == self.end
 
     @cached_property
+    def statements(self) -> tuple[Statement, ...]:
+        """All compiled SQL."""
+        return tuple(statement for segment in self.segments for statement in segment.statements)
+
+    @cached_property
+    def online(self) -> str | None:
+        """Why a part of it could not be compiled, or None where all of it was."""
+        return next((s.reason for s in self.segments if s.kind is SegmentKind.ONLINE), None)
+
+    @cached_property
+    def has_borders(self) -> bool:
+        """Whether a part of it runs outside of transactions, so that it takes several of them."""
+        return any(segment.is_border for segment in self.segments)
+
+    @cached_property
     def sql(self) -> str:
         """The whole text, for people."""
-        return ";\n".join(s.sql for s in self.statements) + (";\n" if self.statements else "")
+        return "".join(map(_segment_text, self.segments))
 
     @cached_property
     def sql_hash(self) -> str:
         """SHA-256 of the text, hexadecimal."""
         return hashlib.sha256(self.sql.encode()).hexdigest()
+
+
+def _segment_text(segment: Segment) -> str:
+    if segment.kind is SegmentKind.ONLINE:
+        return f"-- revision {segment.revision} is run by Alembic on each connection: {segment.reason}\n"
+    body = "".join(f"{statement.sql};\n" for statement in segment.statements)
+    return f"COMMIT;\n{body}BEGIN;\n" if segment.kind is SegmentKind.AUTOCOMMIT else body
+
+
+def plan_versions(version_table: str, before: Heads, after: Heads) -> list[Statement]:
+    """The statements that move the record of a schema's revisions; it is made where there is none."""
+    table = quote_ident(version_table)
+    statements = []
+    if not before:
+        # As Alembic makes it: https://alembic.sqlalchemy.org/en/latest/api/runtime.html
+        statements.append(
+            f"CREATE TABLE IF NOT EXISTS {table} (version_num VARCHAR(32) NOT NULL, "
+            f"CONSTRAINT {quote_ident(version_table + '_pkc')} PRIMARY KEY (version_num))"
+        )
+    gone = [head for head in before if head not in after]
+    new = [head for head in after if head not in before]
+    for old, head in zip(gone, new, strict=False):
+        statements.append(
+            f"UPDATE {table} SET version_num = {quote_literal(head)} WHERE version_num = {quote_literal(old)}"
+        )
+    if len(gone) > len(new):
+        rest = ", ".join(map(quote_literal, gone[len(new) :]))
+        statements.append(f"DELETE FROM {table} WHERE version_num IN ({rest})")
+    if len(new) > len(gone):
+        rest = ", ".join(f"({quote_literal(head)})" for head in new[len(gone) :])
+        statements.append(f"INSERT INTO {table} (version_num) VALUES {rest}")
+    return [Statement(sql) for sql in statements]

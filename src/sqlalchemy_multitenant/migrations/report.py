@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from .plan import Heads
@@ -32,6 +32,7 @@ class TenantResult:
         applied: the ids of the revisions applied, oldest first.
         duration_ms: how long it took, waiting and retries included.
         attempts: how often it was tried.
+        retries: why it was tried again, and how often (`{"lock timeout": 2}`).
         error: what went wrong, or None.
     """
 
@@ -42,20 +43,27 @@ class TenantResult:
     applied: tuple[str, ...] = ()
     duration_ms: float = 0.0
     attempts: int = 1
+    retries: Mapping[str, int] = field(default_factory=dict)
     error: BaseException | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class MigrationReport:
-    """The results of a run, in the order of the tenants given."""
+    """The results of a run, in the order of the tenants given.
+
+    Attributes:
+        stopped: why the run ended before all tenants had their turn, or None.
+        run: its number in the ledger; None where there was nothing to do.
+    """
 
     details: tuple[TenantResult, ...]
-    aborted: bool = False
+    stopped: str | None = None
+    run: int | None = None
 
-    @classmethod
-    def of(cls, results: Iterable[TenantResult], *, aborted: bool = False) -> MigrationReport:
-        """The report of these results."""
-        return cls(tuple(results), aborted)
+    @property
+    def aborted(self) -> bool:
+        """Whether the run ended before all tenants had their turn."""
+        return self.stopped is not None
 
     def _count(self, state: MigrationState) -> int:
         return sum(result.state is state for result in self.details)
@@ -111,3 +119,18 @@ class TenantMigrationStatus:
         if self.problem:
             return "broken"
         return "behind" if self.pending else "ok"
+
+
+@dataclass(frozen=True, slots=True)
+class EditedRevision:
+    """A revision that does something else than when it was first applied.
+
+    Attributes:
+        kind: `tenant` or `shared`.
+        revision: its id.
+        name: its file's name, without folder.
+    """
+
+    kind: str
+    revision: str
+    name: str

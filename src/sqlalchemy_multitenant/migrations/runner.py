@@ -4,81 +4,114 @@ from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import psycopg
 from sqlalchemy import Engine
-from sqlalchemy.exc import DBAPIError
 
 from ..errors import MigrationError, TenantError
-from .apply import PlanOutdatedError, SchemaLockedError, apply_plan
+from .apply import PlanOutdatedError, SchemaLockedError, migrate_schema
 from .history import History
+from .ledger import Ledger
 from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .report import MigrationState, TenantResult
 
-RETRIED_SQLSTATES = frozenset({"55P03", "40P01", "40001", "57P01", "57P02", "57P03", "08006", "08003"})
-"""Lock timeout, deadlock, serialization failure, and a connection that was ended
-(https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+RETRIED_SQLSTATES = {
+    "55P03": "lock timeout",
+    "40P01": "deadlock",
+    "40001": "serialization failure",
+    "57P01": "lost connection",
+    "57P02": "lost connection",
+    "57P03": "lost connection",
+    "08006": "lost connection",
+    "08003": "lost connection",
+}
+"""What trying again may help against (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
+
+Way = Callable[[Heads], MigrationPlan]
+"""From where a schema is to the plan that takes it where it is wanted."""
 
 MAX_ATTEMPTS = 6
 LOCKED_PATIENCE_S = 30.0
 """How long another migrator may be at work on a schema, in seconds."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bookkeeping:
+    """What a run keeps about each schema, and where.
+
+    Attributes:
+        run: the run's number in the ledger; None where nothing is to be written there.
+    """
+
+    timeouts: Timeouts
+    shared_schema: str
+    ledger: Ledger
+    run: int | None = None
+
+
 class SchemaRunner:
-    """Brings schemas to the newest revision of one history. Safe to use from several threads."""
+    """Brings schemas along one history. Safe to use from several threads.
 
-    def __init__(self, history: History, engine: Engine, timeouts: Timeouts) -> None:
-        self._history, self._engine, self._timeouts = history, engine, timeouts
+    Args:
+        engine: its connections are used by one schema at a time each.
+    """
 
-    def upgrade(self, to: Destination, start: Heads, on_start: Callable[[], object]) -> TenantResult:
-        """Migrate one schema from `start`, or from where it turns out to be.
+    def __init__(self, history: History, engine: Engine, books: Bookkeeping) -> None:
+        self._history, self._engine, self._books = history, engine, books
+
+    def run(self, to: Destination, start: Heads, way: Way, on_start: Callable[[], object]) -> TenantResult:
+        """Move one schema from `start`, or from where it turns out to be.
 
         Args:
-            on_start: called before the first attempt, where anything is pending.
+            way: makes the plan from given heads.
+            on_start: called before the first attempt, where there is anything to do.
         """
         timer = _Timer(to)
         patience = time.monotonic() + LOCKED_PATIENCE_S
         while True:
             try:
-                plan = self._history.plan_upgrade(start)
+                plan = way(start)
                 if plan.is_empty:
                     return timer.result(MigrationState.SKIPPED, start)
                 if not timer.attempts:
                     on_start()
                 timer.attempts += 1
-                self._apply(plan, to)
+                self._apply(plan, to, timer)
             except PlanOutdatedError as outdated:
                 start = outdated.found
             except SchemaLockedError as locked:
                 if time.monotonic() > patience:
                     return timer.result(MigrationState.FAILED, start, error=locked)
+                timer.retried("locked")
                 time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - no secret
             except Exception as error:
                 # An online revision may raise anything.
-                if not is_transient(error) or timer.attempts >= MAX_ATTEMPTS:
+                reason = transient_reason(error)
+                if reason is None or timer.attempts >= MAX_ATTEMPTS:
                     return timer.result(MigrationState.FAILED, start, error=_translated(error, to))
+                timer.retried(reason)
                 time.sleep(random.uniform(0, 0.1 * 2**timer.attempts))  # noqa: S311 - no secret
             else:
                 return timer.done(plan)
 
-    def mark(self, to: Destination, start: Heads) -> TenantResult:
-        """Record the newest revision, and run nothing."""
-        timer = _Timer(to)
-        plan = self._history.plan_stamp(start)
-        if plan.is_empty:
-            return timer.result(MigrationState.SKIPPED, start)
-        timer.attempts += 1
-        try:
-            self._apply(plan, to)
-        except (MigrationError, DBAPIError, psycopg.Error, TenantError, PlanOutdatedError) as error:
-            return timer.result(MigrationState.FAILED, start, error=_translated(error, to))
-        return timer.done(plan)
-
-    def _apply(self, plan: MigrationPlan, to: Destination) -> None:
-        with self._engine.begin() as connection:
-            apply_plan(connection, plan, self._history, to, self._timeouts)
+    def _apply(self, plan: MigrationPlan, to: Destination, timer: _Timer) -> None:
+        books, before_commit = self._books, []
+        if books.run is not None:
+            before_commit = [books.ledger.done_sql(books.run, to, plan, timer.attempts, timer.retries)]
+        with self._engine.connect() as connection:
+            migrate_schema(
+                connection,
+                plan,
+                self._history,
+                to,
+                books.timeouts,
+                shared_schema=books.shared_schema,
+                before_commit=before_commit,
+            )
 
 
 class _Timer:
@@ -88,28 +121,32 @@ class _Timer:
         self._to = to
         self._started = time.perf_counter()
         self.attempts = 0
+        self.retries: Counter[str] = Counter()
+
+    def retried(self, reason: str) -> None:
+        """Count one attempt that is made again."""
+        self.retries[reason] += 1
 
     def done(self, plan: MigrationPlan) -> TenantResult:
         applied = tuple(revision.id for revision in plan.revisions)
         return self.result(MigrationState.DONE, plan.start, end=plan.end, applied=applied)
 
     def result(self, state: MigrationState, start: Heads, **more: Any) -> TenantResult:
-        values = {"end": start, "attempts": max(self.attempts, 1), **more}
+        values = {"end": start, "attempts": max(self.attempts, 1), "retries": dict(self.retries), **more}
         duration_ms = (time.perf_counter() - self._started) * 1000
         return TenantResult(tenant=self._to.name, state=state, start=start, duration_ms=duration_ms, **values)
 
 
-def is_transient(error: BaseException) -> bool:
-    """Whether trying again may help."""
+def transient_reason(error: BaseException) -> str | None:
+    """Why trying again may help, in a word or two; None where it will not."""
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, psycopg.Error):
-            if isinstance(seen, psycopg.errors.PipelineAborted):
-                return False
-            lost = isinstance(seen, psycopg.OperationalError) and seen.sqlstate is None
-            return lost or seen.sqlstate in RETRIED_SQLSTATES
+            if isinstance(seen, psycopg.OperationalError) and seen.sqlstate is None:
+                return "lost connection"
+            return RETRIED_SQLSTATES.get(seen.sqlstate or "")
         seen = seen.__cause__
-    return False
+    return None
 
 
 def _translated(error: BaseException, to: Destination) -> BaseException:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
 from sqlalchemy import URL, Connection, Engine, text
+from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 
 from ..catalog.members import Member, Membership
@@ -29,8 +31,8 @@ from ..errors import (
 from ..isolation.run import run_sql
 from ..migrations.apply import apply_plan, lock_key, settings_sql
 from ..migrations.fleet import read_heads
-from ..migrations.history import History
-from ..migrations.plan import Destination, Timeouts
+from ..migrations.history import History, dialect_of
+from ..migrations.plan import Destination, MigrationPlan, Timeouts
 from ..naming import SchemaName, SchemaNaming, TenantId, parse_tenant_id, quote_ident
 from .models import plan_tables
 
@@ -47,7 +49,8 @@ class Provisioner:
         self._lock = Lock()
         self._engine: Engine | None = None
         self._closed = False
-        self._history = History(Path(config.migrations.tenant_dir), config.migrations.version_table, "tenant")
+        folder, table = Path(config.migrations.tenant_dir), config.migrations.version_table
+        self._history = History(folder, table, "tenant", lambda: self._dialect)
         self._installed = False
 
     @property
@@ -58,6 +61,11 @@ class Provisioner:
             if self._engine is None:
                 self._engine = make_admin_engine(self.config, self._url, pool_size=2)
             return self._engine
+
+    @cached_property
+    def _dialect(self) -> Dialect:
+        with self.engine.connect() as connection:
+            return dialect_of(connection)
 
     def close(self) -> None:
         """Close all connections. Idempotent."""
@@ -81,11 +89,10 @@ class Provisioner:
             self._install()
         else:
             self.list()  # the ids that the application lists have the first claim to their schemas
-        if not self._history.exists:
-            self._refuse_lost_history(parsed)
+        plan = self._plan(parsed)  # before the transaction: to compile takes a connection as well
         try:
             with self.engine.begin() as connection:
-                self._create(connection, parsed, name, metadata or {})
+                self._create(connection, parsed, name, metadata or {}, plan)
         except MigrationError as error:
             raise ProvisioningError(parsed, f"nothing was created: {error}") from error
         except DBAPIError as error:
@@ -110,8 +117,23 @@ class Provisioner:
             self.members.store.install(connection)
         self._installed = True
 
+    def _plan(self, tenant: TenantId) -> MigrationPlan | None:
+        """What builds a new tenant's tables; None where that is left to the models."""
+        if not self._history.exists:
+            self._refuse_lost_history(tenant)
+            return None
+        try:
+            return self._history.plan_upgrade(())
+        except MigrationError as error:
+            raise ProvisioningError(tenant, f"nothing was created: {error}") from error
+
     def _create(
-        self, connection: Connection, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]
+        self,
+        connection: Connection,
+        tenant: TenantId,
+        schema: SchemaName,
+        metadata: Mapping[str, Any],
+        plan: MigrationPlan | None,
     ) -> None:
         timeouts = Timeouts.of(self.config)
         if self.members.uses_catalog:
@@ -121,9 +143,8 @@ class Provisioner:
             self.members.claims.claim(tenant, schema)
         run_sql(connection, f"CREATE SCHEMA {quote_ident(schema)}")
         path = (schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
-        if self._history.exists:
-            to = Destination(tenant, schema, path)
-            apply_plan(connection, self._history.plan_upgrade(()), self._history, to, timeouts)
+        if plan is not None:
+            apply_plan(connection, plan, self._history, Destination(tenant, schema, path), timeouts)
             return
         run_sql(connection, settings_sql(path, timeouts))
         for statement in plan_tables(self.config.schemas.tenant):

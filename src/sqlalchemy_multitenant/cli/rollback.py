@@ -1,0 +1,75 @@
+"""`multitenant rollback`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .common import ConfigOption, JsonOption, chosen_ids, confirm, fail, load_config, reports_errors
+from .migrate import AllOption, ConcurrencyOption, MaxFailuresOption, TenantOption, TenantsOption
+
+if TYPE_CHECKING:
+    from ..migrations.migrator import FleetPlan
+
+
+@reports_errors
+def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
+    everyone: AllOption = False,
+    tenants: TenantsOption = None,
+    tenant: TenantOption = None,
+    to: Annotated[
+        str | None, typer.Option(metavar="REVISION", help="The revision that is to be the newest, or `base`.")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="How many revisions to take back, instead.")
+    ] = None,
+    concurrency: ConcurrencyOption = 10,
+    max_failures: MaxFailuresOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the SQL; change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take tenants back to an earlier revision. Asks first."""
+    ids = chosen_ids(everyone=everyone, tenants=tenants, tenant=tenant, as_json=as_json)
+    if not everyone and ids is None:
+        fail("say whom to take back: --all, --tenants a,b,c or --tenant a", 2, as_json=as_json)
+    if (to is None) == (steps is None):
+        fail("say how far to go back: --to REVISION or --steps N", 2, as_json=as_json)
+    from ..migrations.migrator import Migrator
+    from ..migrations.options import RunOptions
+    from .progress import Progress
+    from .results import render_plans, render_report
+
+    RunOptions(concurrency=concurrency, max_failures=max_failures)
+    with Migrator(load_config(config)) as migrator:
+        plans = migrator.plan_rollback(ids, to=to, steps=steps)
+        if dry_run:
+            render_plans(plans, as_json=as_json)
+            return
+        if plans and not yes:
+            _ask(plans, as_json=as_json)
+        with Progress(quiet=as_json) as progress:
+            progress.start(sum(len(plan.tenants) for plan in plans))
+            report = migrator.rollback(
+                ids,
+                to=to,
+                steps=steps,
+                concurrency=concurrency,
+                max_failures=max_failures,
+                on_progress=progress.update,
+            )
+        went_well = render_report(None, report, verb="taken back", as_json=as_json)
+    if not went_well:
+        raise typer.Exit(1)
+
+
+def _ask(plans: list[FleetPlan], *, as_json: bool) -> None:
+    tenants = [tenant for plan in plans for tenant in plan.tenants]
+    undone = dict.fromkeys(revision.name for plan in plans for revision in plan.plan.revisions)
+    what = f"This takes back {', '.join(undone)} in {len(tenants)} tenant{'s' if len(tenants) > 1 else ''}."
+    if len(tenants) == 1:
+        confirm(f"{what} Type the tenant's id to go on", tenants[0], "--yes", as_json=as_json)
+    else:
+        confirm(f"{what} Type the number of tenants to go on", str(len(tenants)), "--yes", as_json=as_json)

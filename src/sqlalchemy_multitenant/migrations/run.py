@@ -1,0 +1,206 @@
+"""One run over the fleet: canaries first, then the others, over a queue; stopped when it has to be."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sqlalchemy import Engine
+
+from .ledger import Ledger, RunState
+from .options import RunOptions
+from .plan import Destination, Heads
+from .queue import WorkQueue
+from .report import MigrationState, TenantResult
+from .runner import SchemaRunner, Way
+
+logger = logging.getLogger("sqlalchemy_multitenant")
+
+LEAST_CANARY_S = 1.0
+"""Canaries that take less than this are never too slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A tenant with something to do.
+
+    Attributes:
+        to: where it is.
+        start: where its schema was found to stand.
+        way: makes the plan from where it stands.
+    """
+
+    to: Destination
+    start: Heads
+    way: Way
+
+
+class Journal(Protocol):
+    """Keeps what happens in a run."""
+
+    def end(self, results: Sequence[TenantResult], reason: str | None) -> None: ...
+    def failed(self, to: Destination, result: TenantResult) -> None: ...
+
+
+class LedgerJournal:
+    """Keeps it in the ledger. What cannot be written there, because the server is away, is tried again when
+    the run ends, and logged if that fails, too: the run's report tells it all the same."""
+
+    def __init__(self, ledger: Ledger, engine: Engine, run: int) -> None:
+        self.run = run
+        self._ledger, self._engine = ledger, engine
+        self._unwritten: list[tuple[str, TenantResult]] = []
+        self._lock = threading.Lock()
+
+    def failed(self, to: Destination, result: TenantResult) -> None:
+        """A tenant failed; the others are noted where they succeed."""
+        with self._lock:
+            self._unwritten.append((to.schema, result))
+            self._write()
+
+    def _write(self) -> bool:
+        try:
+            with self._engine.begin() as connection:
+                self._ledger.add_failures(connection, self.run, self._unwritten)
+        except Exception:
+            logger.warning("failures of run %s could not be written yet", self.run, exc_info=True)
+            return False
+        self._unwritten.clear()
+        return True
+
+    def end(self, results: Sequence[TenantResult], reason: str | None) -> None:
+        """The run is over."""
+        counts = {
+            "succeeded": sum(r.state is MigrationState.DONE for r in results),
+            "failed": sum(r.state is MigrationState.FAILED for r in results),
+            "skipped": sum(r.state is MigrationState.SKIPPED for r in results),
+        }
+        state = RunState.FAILED if counts["failed"] else RunState.DONE
+        state = RunState.STOPPED if reason else state
+        try:
+            with self._lock, self._engine.begin() as connection:
+                self._ledger.add_failures(connection, self.run, self._unwritten)
+                self._ledger.end_run(connection, self.run, state, counts, reason)
+        except Exception:
+            logger.warning("the end of run %s could not be written", self.run, exc_info=True)
+
+
+class FleetRun:
+    """Works through jobs.
+
+    Args:
+        trial_s: tells how long the plan takes in an empty schema, in seconds; asked for `canary_factor`.
+    """
+
+    def __init__(
+        self,
+        runner: SchemaRunner,
+        options: RunOptions,
+        journal: Journal,
+        trial_s: Callable[[Heads], float],
+    ) -> None:
+        self._runner, self._options, self._journal = runner, options, journal
+        self._trial_s = trial_s
+        self._lock = threading.Lock()
+        self._failures = self._total = 0
+        self._queue: WorkQueue[Job, TenantResult] | None = None
+        self.results: dict[str, TenantResult] = {}
+        self.stopped: str | None = None
+
+    def work(self, jobs: Sequence[Job], total: int, failed: Sequence[TenantResult] = ()) -> None:
+        """Run all jobs, or as many as there may be; `results` and `stopped` tell the outcome.
+
+        Args:
+            total: how many tenants were asked for; a failure budget may be a share of them.
+            failed: those that failed before anything could be tried.
+        """
+        self._total = total
+        try:
+            for result in failed:
+                self._note(result)
+            canaries = set(self._options.choose_canaries([job.to.name for job in jobs]))
+            first = [job for job in jobs if job.to.name in canaries]
+            rest = [job for job in jobs if job.to.name not in canaries]
+            if first and self.stopped is None:
+                self._drain(first)
+                self._judge(first)
+            if rest and self.stopped is None:
+                self._drain(rest)
+        except BaseException as error:
+            why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+            self.stopped = self.stopped or why
+            raise
+        finally:
+            for job in jobs:
+                skipped = TenantResult(
+                    tenant=job.to.name, state=MigrationState.SKIPPED, start=job.start, end=job.start
+                )
+                self.results.setdefault(job.to.name, skipped)
+            self._journal.end(list(self.results.values()), self.stopped)
+
+    def _drain(self, jobs: Sequence[Job]) -> None:
+        self._queue = WorkQueue(jobs, self._do, self._options.concurrency)
+        for result in self._queue:
+            self.results[result.tenant] = result
+
+    def _do(self, job: Job) -> TenantResult:
+        to = job.to
+        result = self._runner.run(to, job.start, job.way, lambda: self._tell(to.name, MigrationState.RUNNING))
+        self._tell(to.name, result.state)
+        if result.error is not None:
+            self._journal.failed(to, result)
+            self._note(result)  # before this worker takes its next tenant
+        return result
+
+    def _tell(self, tenant: str, state: MigrationState) -> None:
+        if self._options.on_progress is not None:
+            with self._lock:
+                self._options.on_progress(tenant, state)
+
+    def _note(self, result: TenantResult) -> None:
+        """Take a failure to the account, and stop where that is too much."""
+        assert result.error is not None  # noqa: S101 - only failures are noted
+        self.results[result.tenant] = result
+        with self._lock:
+            self._failures += 1
+            on_error = self._options.on_error
+            if on_error is not None and on_error(result.tenant, result.error) == "abort":
+                self._stop(f"on_error said so about tenant {result.tenant!r}")
+            budget = self._options.budget
+            if budget is not None and not budget.allows(self._failures, self._total):
+                self._stop(f"{self._failures} failed, more than max_failures ({budget.limit}) allows")
+
+    def _stop(self, reason: str) -> None:
+        self.stopped = self.stopped or reason
+        if self._queue is not None:
+            self._queue.stop()
+
+    def _judge(self, canaries: Sequence[Job]) -> None:
+        """Decide by the canaries whether the others are to follow."""
+        results = [self.results[job.to.name] for job in canaries if job.to.name in self.results]
+        failed = [result.tenant for result in results if result.error is not None]
+        if failed:
+            self._stop(f"of the canaries, {', '.join(failed)} failed")
+            return
+        factor = self._options.canary_factor
+        done = [result for result in results if result.state is MigrationState.DONE]
+        if factor is None or not done:
+            return
+        slowest = max(done, key=lambda result: result.duration_ms)
+        most_s = max(self._trial_s(slowest.start) * factor, LEAST_CANARY_S)
+        if slowest.duration_ms / 1000 > most_s:
+            self._stop(
+                f"canary {slowest.tenant} took {slowest.duration_ms / 1000:.1f} s; {factor:g} times what an "
+                f"empty schema takes are {most_s:.1f} s"
+            )
+
+
+def timed(work: Callable[[], object]) -> float:
+    """How long `work` takes, in seconds."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
