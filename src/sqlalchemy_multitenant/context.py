@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeAlias, cast
@@ -166,11 +167,24 @@ class UseTenant(Generic[DataT]):
 
 
 def _wrap_plain(use: UseTenant[Any], fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A partial, a lambda, a callable object or another decorator's function may hand out what runs later."""
+
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         with use._again():
             result = fn(*args, **kwargs)
-        # A partial, a lambda or a callable object may hand out a coroutine, too.
-        return use._await(result) if inspect.iscoroutine(result) else result
+        if inspect.iscoroutine(result):
+            return use._await(result)
+        if inspect.isgenerator(result):
+            return _drive(use, result)
+        if inspect.isasyncgen(result):
+            return _drive_async(use, result)
+        # What @contextmanager and @asynccontextmanager make: their body is a generator as well.
+        generator = getattr(result, "gen", None)
+        if isinstance(result, AbstractContextManager) and inspect.isgenerator(generator):
+            result.gen = _drive(use, generator)  # type: ignore[attr-defined]
+        elif isinstance(result, AbstractAsyncContextManager) and inspect.isasyncgen(generator):
+            result.gen = _drive_async(use, generator)  # type: ignore[attr-defined]
+        return result
 
     return wrapper
 
@@ -202,32 +216,34 @@ class _Steps:
 
 
 def _wrap_generator(use: UseTenant[Any], fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The tenant is set inside the generator's own steps only: between them the code that iterates runs,
-    in the same context, and must not see it."""
-
     def wrapper(*args: Any, **kwargs: Any) -> Any:
-        generator = fn(*args, **kwargs)
-        steps = _Steps(use)
-        step: Any = generator.send
-        value: Any = None
-        try:
-            while True:
-                try:
-                    with steps:
-                        produced = step(value)
-                except StopIteration as stop:
-                    return stop.value
-                try:
-                    step, value = generator.send, (yield produced)
-                except GeneratorExit:
-                    raise
-                except BaseException as error:
-                    step, value = generator.throw, error
-        finally:
-            with steps:
-                generator.close()
+        return (yield from _drive(use, fn(*args, **kwargs)))
 
     return wrapper
+
+
+def _drive(use: UseTenant[Any], generator: Any) -> Any:
+    """The tenant is set inside the generator's own steps only: between them the code that iterates runs,
+    in the same context, and must not see it."""
+    steps = _Steps(use)
+    step: Any = generator.send
+    value: Any = None
+    try:
+        while True:
+            try:
+                with steps:
+                    produced = step(value)
+            except StopIteration as stop:
+                return stop.value
+            try:
+                step, value = generator.send, (yield produced)
+            except GeneratorExit:
+                raise
+            except BaseException as error:
+                step, value = generator.throw, error
+    finally:
+        with steps:
+            generator.close()
 
 
 def _wrap_async_generator(use: UseTenant[Any], fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -256,3 +272,7 @@ def _wrap_async_generator(use: UseTenant[Any], fn: Callable[..., Any]) -> Callab
                 await generator.aclose()
 
     return wrapper
+
+
+def _drive_async(use: UseTenant[Any], generator: Any) -> Any:
+    return _wrap_async_generator(use, lambda: generator)()

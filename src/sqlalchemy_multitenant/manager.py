@@ -11,10 +11,12 @@ from types import TracebackType
 from typing import Any, Self
 
 from sqlalchemy import Engine, text
+from sqlalchemy.pool import Pool
 
 from .catalog.records import TenantRecord, TenantStatus
 from .config import TenantConfig
 from .database import TenantDb
+from .events import logger
 from .health import Health, failed_health
 from .manager_base import ManagerBase, several
 from .naming import TenantId
@@ -47,6 +49,9 @@ class TenantManager(ManagerBase[TenantDb]):
     def _whoami(self) -> int:
         return threading.get_ident()
 
+    def _dispose_of(self, pool: Pool) -> None:
+        pool.dispose()
+
     def _start_sweeping(self) -> None:
         with self._lock:
             if self._sweeper is None and not self._stop_sweeping.is_set():
@@ -71,8 +76,8 @@ class TenantManager(ManagerBase[TenantDb]):
         self._stop_sweeping.set()
         atexit.unregister(self._at_exit)
         if "_registry" in self.__dict__:
-            for engine in self._registry.close():
-                engine.dispose()
+            for pool in self._registry.close():
+                self._dispose_of(pool)
         if "_provisioner" in self.__dict__:
             self._provisioner.close()
 
@@ -167,6 +172,9 @@ def _sweep(reference: weakref.ref[TenantManager], stop: threading.Event) -> None
         if manager is None:
             return
         interval = manager._registry.sweep_interval_s
-        for close_idle in manager._registry.sweep():
-            close_idle()
+        try:
+            for close_idle in manager._registry.sweep():
+                close_idle()
+        except Exception:
+            logger.exception("closing idle connections failed; it is tried again later")
         del manager

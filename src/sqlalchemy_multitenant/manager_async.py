@@ -11,11 +11,13 @@ from typing import Any, Self
 
 from sqlalchemy import Engine, text
 from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.pool import Pool
 from sqlalchemy.util import await_only, greenlet_spawn
 
 from .catalog.records import TenantRecord, TenantStatus
 from .config import TenantConfig
 from .database_async import AsyncTenantDb
+from .events import logger
 from .health import Health, failed_health
 from .manager_base import ManagerBase, several
 from .naming import TenantId
@@ -32,6 +34,7 @@ class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
     def __init__(self, config: TenantConfig) -> None:
         super().__init__(config)
         self._sweeper: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
 
     def _make_db(self, tenant: TenantId | None, engine: Engine) -> AsyncTenantDb:
         return AsyncTenantDb(tenant, AsyncEngine(engine))
@@ -41,6 +44,16 @@ class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
 
     def _whoami(self) -> int:
         return id(asyncio.current_task())
+
+    def _dispose_of(self, pool: Pool) -> None:
+        await_only(asyncio.shield(self._start_disposing(pool)))
+
+    def _start_disposing(self, pool: Pool) -> asyncio.Task[None]:
+        """Close a pool's connections in a task of its own: whoever waits for it may be cancelled."""
+        task = asyncio.create_task(greenlet_spawn(pool.dispose))
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+        return task
 
     async def __aenter__(self) -> Self:
         self._start_sweeping()
@@ -66,12 +79,15 @@ class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
             self._sweeper = loop.create_task(_sweep(weakref.ref(self)), name="multitenant-pools")
 
     async def close(self) -> None:
-        """Close all connections; those in use are closed when they are given back. Idempotent."""
+        """Close all connections; those in use are closed when they are given back. Idempotent, and what
+        was interrupted is finished by the next call."""
         if self._sweeper is not None and not self._sweeper.done():
             self._sweeper.cancel()
         if "_registry" in self.__dict__:
-            for engine in self._registry.close():
-                await AsyncEngine(engine).dispose()
+            for pool in self._registry.close():
+                self._start_disposing(pool)
+            while self._closing:
+                await asyncio.shield(asyncio.wait(self._closing))
         if "_provisioner" in self.__dict__:
             await asyncio.to_thread(self._provisioner.close)
 
@@ -127,6 +143,9 @@ async def _sweep(reference: weakref.ref[AsyncTenantManager]) -> None:
         if manager is None:
             return
         interval = manager._registry.sweep_interval_s
-        for close_idle in manager._registry.sweep():
-            await greenlet_spawn(close_idle)
+        try:
+            for close_idle in manager._registry.sweep():
+                await greenlet_spawn(close_idle)
+        except Exception:
+            logger.exception("closing idle connections failed; it is tried again later")
         del manager

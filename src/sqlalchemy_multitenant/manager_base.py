@@ -9,6 +9,7 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 
 from sqlalchemy import URL, Engine
+from sqlalchemy.pool import Pool
 
 from .catalog.claims import SchemaClaims
 from .catalog.source import CatalogSource, DiscoveredSource, Layout, SharedSource
@@ -60,6 +61,10 @@ class ManagerBase(Generic[AnyDb]):
         """Tell apart those who are at work at one time: threads, or tasks."""
         raise NotImplementedError
 
+    def _dispose_of(self, pool: Pool) -> None:
+        """Close the connections of a pool that no engine has any more, in a thread or in a greenlet."""
+        raise NotImplementedError
+
     # -- shared -----------------------------------------------------------------------------------
 
     @cached_property
@@ -80,6 +85,7 @@ class ManagerBase(Generic[AnyDb]):
             idle_timeout_s=connection.idle_timeout_s,
             ttl_s=isolation.pool_ttl_s,
             hooks=self.config.hooks,
+            dispose=self._dispose_of,
             pause=self._pause,
             whoami=self._whoami,
             check=self._check_owner,
@@ -91,6 +97,8 @@ class ManagerBase(Generic[AnyDb]):
         if target.owner is None:
             return
         source = self._source(TenantId(target.owner))
+        if (learn := source.blocking_step()) is not None:
+            learn()
         with self._scoped_engine(Target(), SharedSource(self._layout)).connect() as connection:
             row = connection.exec_driver_sql(source.lookup_sql).first()
         source.refresh(None if row is None else tuple(row))
@@ -101,7 +109,7 @@ class ManagerBase(Generic[AnyDb]):
             self.config.naming.schema_for(tenant)
             return CatalogSource(self._layout, tenant)
         schema = self.config.naming.schema_for(tenant)
-        return DiscoveredSource(self._layout, tenant, schema, self._claims.claim)
+        return DiscoveredSource(self._layout, tenant, schema, self._claims)
 
     def _scoped_engine(self, target: Target, source: ScopeSource) -> Engine:
         return self._registry.engine(target).execution_options(**{SCOPE_OPTION: source})

@@ -500,7 +500,7 @@ def test_status_takes_a_few_queries_whatever_the_number(config: TenantConfig, wr
         with Migrator(config) as migrator:
             statements: list[str] = []
 
-            @event.listens_for(migrator.engine(), "before_cursor_execute")
+            @event.listens_for(migrator.engine, "before_cursor_execute")
             def count(conn: CoreConnection, cursor: object, statement: str, *_: object) -> None:
                 statements.append(statement)
 
@@ -555,19 +555,6 @@ def test_a_tenant_dropped_meanwhile_is_not_built_in_the_shared_schema(
         assert isinstance(report.failures[0].error, TenantNotFoundError)
     with db.connect() as connection:
         assert connection.scalar(text("SELECT to_regclass('public.items')")) is None
-
-
-def test_autocommit_blocks_are_refused_before_anything_runs(config: TenantConfig, write: Write) -> None:
-    write("0001", None, FIRST)
-    fleet(config, 2)
-    write(
-        "0002",
-        "0001",
-        "with op.get_context().autocommit_block():\n"
-        "    op.create_index('i', 'items', ['name'], postgresql_concurrently=True)",
-    )
-    with Migrator(config) as migrator, pytest.raises(MigrationError, match="autocommit_block"):
-        migrator.migrate_all()
 
 
 def test_a_folder_without_revisions_is_told(config: TenantConfig, write: Write) -> None:

@@ -8,10 +8,11 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from sqlalchemy import URL, Engine, create_engine, select, text
+from sqlalchemy import URL, Connection, Engine, create_engine, select, text
 
 from sqlalchemy_multitenant import AsyncTenantManager, TenantManager
 from tests.conftest import MakeConfig
+from tests.harness import make_harness
 from tests.models import Mood, User
 from tests.proxies import pgbouncer
 
@@ -123,3 +124,28 @@ def test_suspension_holds_through_the_pooler(pooled: URL, make_config: MakeConfi
         with pytest.raises(Exception, match="suspended"):
             manager.get_db("a").scalars(select(User.name))
         assert manager.get_db("b").scalars(select(User.name)).all() == ["bob"]
+
+
+@pytest.mark.parametrize("driver", ["psycopg", "psycopg-async", "asyncpg"])
+def test_every_transaction_is_cleaned_not_only_the_first(
+    pooled: URL, make_config: MakeConfig, driver: str
+) -> None:
+    """Between two transactions of one client, another has the session."""
+    with TenantManager(make_config(url=pooled, pool_size=1)) as manager:
+        harness = make_harness(driver, make_config, pooled, url=pooled, pool_size=1)
+
+        def work(connection: Connection) -> list[str | None]:
+            connection.execute(text("SELECT 1"))
+            connection.rollback()
+            with manager.get_db("a").connect() as other:
+                other.execute(text("SELECT set_config('app.who', 'secret of a', false)"))
+                other.execute(text("CREATE TEMP TABLE basket AS SELECT name FROM users"))
+                other.commit()
+            found = [connection.scalar(text("SELECT current_setting('app.who', true)"))]
+            found.append(connection.scalar(text("SELECT to_regclass('pg_temp.basket')::text")))
+            return [value or None for value in found]
+
+        try:
+            assert harness.connection("b", work) == [None, None]
+        finally:
+            harness.close()

@@ -11,8 +11,8 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from sqlalchemy import Engine, event, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import URL, Engine, event, select, text
+from sqlalchemy.exc import DBAPIError, DisconnectionError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from sqlalchemy_multitenant import (
@@ -340,3 +340,149 @@ def test_garbage_collection_in_the_middle_of_the_bookkeeping_does_not_hang(make_
         thread.join(10)
         assert not thread.is_alive()
         touch(manager, "b")
+
+
+def test_a_cancelled_eviction_locks_nobody_out(make_config: MakeConfig, url: URL, plain: Engine) -> None:
+    config = make_config(
+        url=url.set(drivername="postgresql+asyncpg"),
+        pool_per_tenant=True,
+        max_pools=1,
+        pool_size=2,
+        pool_timeout_s=2,
+    )
+
+    async def main() -> None:
+        async with AsyncTenantManager(config) as manager:
+            a, b = manager.get_db("a"), manager.get_db("b")
+            for delay in (0, 0.0005, 0.001, 0.002, 0.004, 0.008):
+                await asyncio.gather(*(a.scalar(text("SELECT pg_sleep(0.05)")) for _ in range(2)))
+                task = asyncio.ensure_future(b.scalar(text("SELECT 1")))
+                await asyncio.sleep(delay)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                for _ in range(3):
+                    assert await a.scalar(text("SELECT 1")) == 1
+            assert await b.scalar(text("SELECT 1")) == 1
+            assert manager.metrics()[ACTIVE] == 0
+
+    asyncio.run(main())
+    assert settles_at(plain, 0)
+
+
+def test_an_interrupted_close_is_finished_by_the_next(
+    make_config: MakeConfig, url: URL, plain: Engine
+) -> None:
+    async def main() -> None:
+        config = make_config(url=url.set(drivername="postgresql+asyncpg"), pool_size=4)
+        manager = AsyncTenantManager(config)
+        await asyncio.gather(*(manager.get_db("a").scalar(text("SELECT pg_sleep(0.05)")) for _ in range(4)))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(manager.close(), 0)
+        await manager.close()
+        assert settles_at(plain, 0)
+
+    asyncio.run(main())
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*garbage collector.*",
+    "ignore::pytest.PytestUnraisableExceptionWarning",  # it is forgotten on purpose
+)
+@pytest.mark.parametrize("driver", ["psycopg", "asyncpg"])
+def test_collection_in_a_thread_without_a_loop_loses_no_place(
+    make_config: MakeConfig, url: URL, driver: str
+) -> None:
+    async def main() -> None:
+        config = make_config(url=url.set(drivername=f"postgresql+{driver}"), pool_size=1, pool_timeout_s=2)
+        async with AsyncTenantManager(config) as manager:
+
+            async def forget() -> None:
+                session = manager.get_db("a").session()
+                await session.scalar(text("SELECT 1"))
+                cycle: list[object] = [session]
+                cycle.append(cycle)
+
+            gc.disable()
+            try:
+                await forget()
+                await asyncio.to_thread(gc.collect)
+            finally:
+                gc.enable()
+            assert await manager.get_db("b").scalar(text("SELECT 1")) == 1
+            assert manager.metrics()[ACTIVE] == 0
+
+    asyncio.run(main())
+
+
+def test_a_listener_that_refuses_a_connection_counts_once(make_config: MakeConfig) -> None:
+    """SQLAlchemy's own recipe: raise DisconnectionError at checkout, and another connection is opened."""
+    with TenantManager(make_config(pool_size=1)) as manager:
+        refused: list[int] = []
+
+        @event.listens_for(manager.get_db("a").engine, "checkout")
+        def refuse(*_: object) -> None:
+            if not refused:
+                refused.append(1)
+                raise DisconnectionError
+
+        touch(manager, "a")
+        assert refused
+        assert manager.metrics()[ACTIVE] == 0
+
+
+def test_pools_that_come_into_use_while_others_are_swept_are_left_alone(make_config: MakeConfig) -> None:
+    """The hooks of one are called while the next one is found idle."""
+    held = []
+
+    def take_the_next(name: str) -> None:
+        if name == "a":
+            held.append(manager.get_db("b").connect())
+
+    config = make_config(
+        pool_per_tenant=True, pool_size=1, pool_ttl_s=0.2, hooks=Hooks(on_pool_evicted=take_the_next)
+    )
+    with TenantManager(config) as manager:
+        manager._stop_sweeping.set()
+        touch(manager, "a")
+        touch(manager, "b")
+        time.sleep(0.3)
+        for close_idle in manager._registry.sweep():
+            close_idle()
+        (connection,) = held
+        assert connection.scalar(text("SELECT 1")) == 1
+        assert manager.metrics()[ACTIVE] == 1
+        connection.close()
+
+
+def test_a_forked_child_leaves_the_parents_connections_alone(make_config: MakeConfig) -> None:
+    code = """
+import os, sys
+from sqlalchemy import text
+from sqlalchemy_multitenant import Connection, Isolation, Schemas, TenantConfig, TenantManager
+from tests.models import SharedBase, TenantBase
+config = TenantConfig(
+    connection=Connection(url=sys.argv[1], pool_size=1, pre_ping=True),
+    schemas=Schemas(tenant=TenantBase, shared=SharedBase),
+)
+manager = TenantManager(config)
+pid = manager.get_db("a").scalar(text("SELECT pg_backend_pid()"))
+for work in (manager.close, lambda: manager.get_db("b").scalar(text("SELECT 1")), lambda: None):
+    child = os.fork()
+    if child == 0:
+        work()
+        if manager._registry.stats():
+            assert manager.metrics()["multitenant_pool_connections_idle"] == 1
+        sys.exit(0)  # with what is registered at exit
+    assert os.waitpid(child, 0)[1] == 0
+    assert manager.get_db("a").scalar(text("SELECT pg_backend_pid()")) == pid
+"""
+    url = make_config().connection.url
+    assert isinstance(url, URL)
+    done = subprocess.run(
+        [sys.executable, "-c", code, url.render_as_string(hide_password=False)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")

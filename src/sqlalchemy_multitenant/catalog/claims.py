@@ -17,42 +17,62 @@ class SchemaClaims:
     """
 
     def __init__(self, naming: SchemaNaming, list_ids: Callable[[], object] | None = None) -> None:
-        """`list_ids` is called when an id is met that has no claim yet; it calls `learn`."""
+        """`list_ids` calls `learn` with the ids that the application lists now."""
         self._naming, self._list_ids = naming, list_ids
         self._owners: dict[SchemaName, TenantId] = {}
         self._lock = RLock()
-        self._listing = False
 
     def learn(self, ids: Iterable[str]) -> list[TenantId]:
-        """Parse the ids that the application lists, and claim their schemas.
+        """Parse the ids that the application lists; they have the schemas from now on, and no others.
 
         Raises:
             InvalidTenantIdError: one of them is no id, or meets another.
         """
-        parsed = [parse_tenant_id(value) for value in ids]
-        for tenant in dict.fromkeys(parsed):
-            self.claim(tenant, self._naming.schema_for(tenant))
-        return list(dict.fromkeys(parsed))
+        parsed = list(dict.fromkeys(parse_tenant_id(value) for value in ids))
+        owners: dict[SchemaName, TenantId] = {}
+        for tenant in parsed:
+            schema = self._naming.schema_for(tenant)
+            owner = owners.setdefault(schema, tenant)
+            if owner != tenant:
+                raise TenantCollisionError(tenant, schema, owner)
+        with self._lock:
+            self._owners = owners
+        return parsed
+
+    @property
+    def may_collide(self) -> bool:
+        """Whether two ids could have one schema."""
+        return not self._naming.is_injective
+
+    def is_open(self, tenant: TenantId, schema: SchemaName) -> bool:
+        """Whether `relearn` may change what `claim` says."""
+        if self._naming.is_injective or self._list_ids is None:
+            return False
+        return self._owners.get(schema) != tenant
+
+    def relearn(self) -> None:
+        """Ask the application for its ids anew. Calls it, which may take its time."""
+        if self._list_ids is not None:
+            self._list_ids()
+
+    def forget(self, schema: SchemaName) -> None:
+        """The schema is not the one that it was; who has it has to be learned anew."""
+        with self._lock:
+            self._owners.pop(schema, None)
 
     def claim(self, tenant: TenantId, schema: SchemaName) -> None:
-        """Give `schema` to `tenant`.
+        """Give `schema` to `tenant`, or find that it is given.
 
         Raises:
             TenantCollisionError: it belongs to another.
+            TenantNotFoundError: the application does not list the tenant.
         """
         if self._naming.is_injective:
             return
         with self._lock:
             owner = self._owners.get(schema)
-            if owner is None and self._list_ids is not None and not self._listing:
-                self._listing = True
-                try:
-                    self._list_ids()
-                finally:
-                    self._listing = False
-                owner = self._owners.get(schema)
-                if owner is None:
-                    raise TenantNotFoundError(tenant, "`discover` does not list it")
+            if owner is None and self._list_ids is not None:
+                raise TenantNotFoundError(tenant, "`discover` does not list it")
             owner = self._owners.setdefault(schema, tenant)
         if owner != tenant:
             raise TenantCollisionError(tenant, schema, owner)

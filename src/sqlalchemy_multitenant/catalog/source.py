@@ -10,6 +10,7 @@ from ..errors import ConfigurationError, TenantNotFoundError, TenantSuspendedErr
 from ..isolation.scope import STALE_SQLSTATES, Scope, plan_scope
 from ..naming import SchemaName, TenantId, quote_ident, quote_literal
 from ..placement import Placement, Target
+from .claims import SchemaClaims
 from .records import TenantStatus
 from .table import lookup_sql, qualified, usable_sql
 
@@ -79,6 +80,9 @@ class SharedSource:
     def explain(self, sqlstate: str | None) -> Exception | None:  # noqa: ARG002
         return None
 
+    def blocking_step(self) -> None:
+        return None
+
 
 class _TenantSource:
     """What the two kinds of tenant sources share: the scope that was found last."""
@@ -94,6 +98,9 @@ class _TenantSource:
         return self._scope
 
     def explain(self, sqlstate: str | None) -> Exception | None:  # noqa: ARG002
+        return None
+
+    def blocking_step(self) -> Callable[[], object] | None:
         return None
 
 
@@ -142,33 +149,38 @@ class CatalogSource(_TenantSource):
 
 
 class DiscoveredSource(_TenantSource):
-    """Trusts the mapping from id to schema, and asks the database whether the schema is there.
-
-    `claim` makes sure that no other id has been given the same schema; see `SchemaClaims`.
+    """Trusts the mapping from id to schema, and asks the database whether the schema is there, and still the
+    same. `claims` makes sure that no other id has been given it.
     """
 
-    __slots__ = ("_claim", "_schema")
+    __slots__ = ("_claims", "_oid", "_schema")
 
-    def __init__(
-        self,
-        layout: Layout,
-        tenant: TenantId,
-        schema: SchemaName,
-        claim: Callable[[TenantId, SchemaName], None],
-    ) -> None:
+    def __init__(self, layout: Layout, tenant: TenantId, schema: SchemaName, claims: SchemaClaims) -> None:
         super().__init__(layout, tenant)
-        self._schema, self._claim = schema, claim
+        self._schema, self._claims = schema, claims
+        self._oid: str | None = None
 
     @property
     def lookup_sql(self) -> str:
         return usable_sql(quote_literal(self._schema))
 
+    def blocking_step(self) -> Callable[[], object] | None:
+        return self._claims.relearn if self._claims.is_open(self.tenant, self._schema) else None
+
     def refresh(self, row: Sequence[str | None] | None) -> Scope:
         self._scope = None
         if row is None:
+            self._claims.forget(self._schema)
             raise TenantNotFoundError(self.tenant, f"there is no schema {quote_ident(self._schema)}")
-        _may_use(row[0], self.tenant, self._schema)
-        self._claim(self.tenant, self._schema)
-        scope = plan_scope(self._layout.place(self.tenant, self._schema))
+        usable, oid = row
+        _may_use(usable, self.tenant, self._schema)
+        if self._claims.may_collide and self._oid not in (None, oid):
+            # It was dropped and made again, for another id perhaps: the next transaction learns whose it is.
+            self._oid = None
+            self._claims.forget(self._schema)
+            raise TenantNotFoundError(self.tenant, "its schema was dropped and made again; try again")
+        self._claims.claim(self.tenant, self._schema)
+        self._oid = oid
+        scope = plan_scope(self._layout.place(self.tenant, self._schema), oid=oid)
         self._scope = scope
         return scope

@@ -33,12 +33,13 @@ def epoch_sql(shared_schema: str) -> str:
 
 
 def usable_sql(schema: str) -> str:
-    """A SELECT of one text: `true` or `false`, whether this role may use the schema; no row where there is
-    none. `schema` is an expression. PostgreSQL passes over a schema of the search path that the role may
-    not use, without a word (https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATH).
+    """A SELECT of two texts: `true` or `false`, whether this role may use the schema, and its OID; no row
+    where there is none. `schema` is an expression. PostgreSQL passes over a schema of the search path that
+    the role may not use, without a word
+    (https://www.postgresql.org/docs/current/ddl-schemas.html#DDL-SCHEMAS-PATH).
     """
     return (
-        "SELECT has_schema_privilege(n.oid, 'USAGE')::text "
+        "SELECT has_schema_privilege(n.oid, 'USAGE')::text, n.oid::text "
         f"FROM pg_catalog.pg_namespace n WHERE n.nspname = {schema}"
     )
 
@@ -47,7 +48,8 @@ def lookup_sql(shared_schema: str, tenant: str) -> str:
     """A SELECT of (status, schema name, epoch, whether the schema is usable) of one tenant, all text."""
     return (
         f"SELECT t.status::text, t.schema_name::text, {epoch_sql(shared_schema)}, "
-        f"({usable_sql('t.schema_name')}) "
+        "(SELECT has_schema_privilege(n.oid, 'USAGE')::text FROM pg_catalog.pg_namespace n "
+        "WHERE n.nspname = t.schema_name) "
         f"FROM {qualified(shared_schema, TABLE)} t WHERE t.id = {quote_literal(tenant)}"
     )
 

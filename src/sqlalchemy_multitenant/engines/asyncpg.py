@@ -7,7 +7,9 @@ for that answer first, and refuses to do anything outside of a transaction.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
+from functools import wraps
 from typing import Any, Literal
 
 from asyncpg.connection import Connection
@@ -16,7 +18,7 @@ from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.asyncpg import PGDialect_asyncpg
 from sqlalchemy.util import LRUCache, await_only
 
-from ..errors import NoTenantError
+from ..errors import ConfigurationError, NoTenantError
 from ..isolation.scope import (
     DEAD_END,
     STALE_SQLSTATES,
@@ -46,6 +48,18 @@ _SENDS_SQL = (
     "copy_to_table",
     "add_listener",
 )
+
+_PREPARE = re.compile(r"\s*prepare\b", re.IGNORECASE)
+
+_STAYS = (
+    "add_log_listener",
+    "add_query_logger",
+    "add_termination_listener",
+    "reset_type_codec",
+    "set_builtin_type_codec",
+    "set_type_codec",
+)
+"""What these do stays on the connection in this process."""
 
 
 def _sqlstate(error: Exception) -> str | None:
@@ -79,6 +93,7 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
     """An asyncpg connection that runs nothing outside a scoped transaction."""
 
     _beginning: InFlight | None = None
+    _encoding: str | None = None
 
     def transaction(
         self, *, isolation: str | None = None, readonly: bool = False, deferrable: bool = False
@@ -93,12 +108,38 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
         """Leave prepared statements alone when the connection changes hands: the dialect caches them."""
         self._session_reset = session_reset_sql(keep_statements=True)
 
+    def arm(self, pid: int) -> None:
+        super().arm(pid)
+        self._encoding = self._protocol.get_settings().client_encoding
+
+    @property
+    def _is_recoded(self) -> bool:
+        return bool(self._protocol.get_settings().client_encoding != self._encoding)
+
+    def _announced_pid(self) -> int:
+        return int(self.get_server_pid())
+
+    def check_reusable(self) -> None:
+        """Raise if the last user has left something that no statement takes back, or a transaction: where
+        SQLAlchemy does not know how a commit ended, it does not roll back."""
+        self.check_unaltered()
+        if self.is_closed():
+            raise InterfaceError("the server has closed the connection")
+        if self._is_recoded:
+            raise NoTenantError("its last user has changed client_encoding")
+        if self._beginning is not None or self.is_in_transaction():
+            raise NoTenantError("its last user has left a transaction open")
+
     def begin_scoped(self, begin: str) -> None:
         """Send `begin` with the bound scope, and leave the answer to whatever is sent next.
 
         Raises:
             NoTenantError: no scope is bound.
+            InterfaceError: the session's encoding was changed, in which a name may mean another.
         """
+        if self._is_recoded:
+            self.terminate()
+            raise InterfaceError("client_encoding was changed; the connection has been closed")
         self._beginning = InFlight(self._begin(begin, self._take_scope()))
 
     async def settle(self) -> None:
@@ -108,8 +149,16 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
             TenantNotFoundError, TenantSuspendedError: the tenant cannot be entered.
         """
         beginning, self._beginning = self._beginning, None
-        if beginning is not None:
+        if beginning is None:
+            return
+        try:
             await beginning
+        except Exception:
+            raise
+        except BaseException:
+            # Cancelled: the server may be about to begin, and nobody would end it.
+            self.terminate()
+            raise
 
     async def _begin(self, begin: str, source: ScopeSource) -> None:
         scope = source.current()
@@ -121,11 +170,11 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
                 if _sqlstate(error) not in STALE_SQLSTATES:
                     raise
             else:
-                self._used = False
+                self._note_begun()
                 return
         try:
             await super().execute(begin_nowhere_sql(begin, clean_up=self._clean_up))
-            self._used = False
+            self._note_begun()
             row = await super().fetchrow(source.lookup_sql)
             await super().execute(source.refresh(None if row is None else tuple(row)).fresh)
         except Exception as error:
@@ -144,7 +193,10 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
         # What was prepared in this transaction is void after it, and so are its cursors; asyncpg's own pool
         # marks a connection so that it takes back.
         self._pool_release_ctr += 1
-        if self.is_in_transaction():
+        if self.is_closed():
+            if command == "COMMIT":
+                raise InterfaceError("the connection was closed before its transaction was committed")
+        elif self.is_in_transaction():
             await super().execute(command)
 
     async def close(self, *, timeout: float | None = None) -> None:
@@ -168,20 +220,34 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
 def _guard(name: str) -> Callable[..., Awaitable[Any]]:
     plain = getattr(Connection, name)
 
+    @wraps(plain)
     async def guarded(self: AsyncpgScopedConnection, *args: Any, **kwargs: Any) -> Any:
         if self._beginning is not None:
             await self.settle()
+        if name == "add_listener":
+            self.note_altered("a listener")
         if self._armed and not self.is_in_transaction():
             raise NoTenantError(OUTSIDE)
         return await plain(self, *args, **kwargs)
 
-    guarded.__name__ = name
-    guarded.__doc__ = plain.__doc__
     return guarded
+
+
+def _note(name: str) -> Callable[..., Any]:
+    plain = getattr(Connection, name)
+
+    @wraps(plain)
+    def noted(self: AsyncpgScopedConnection, *args: Any, **kwargs: Any) -> Any:
+        self.note_altered(f"something by {name}()")
+        return plain(self, *args, **kwargs)
+
+    return noted
 
 
 for _name in _SENDS_SQL:
     setattr(AsyncpgScopedConnection, _name, _guard(_name))
+for _name in _STAYS:
+    setattr(AsyncpgScopedConnection, _name, _note(_name))
 
 
 class _SameEverywhere(LRUCache[str, Any]):
@@ -247,21 +313,31 @@ class ScopedAsyncpgDialect(PGDialect_asyncpg):
         super().set_isolation_level(dbapi_connection, level)  # type: ignore[no-untyped-call]
 
     def check_idle(self, driver: Any) -> None:
-        """Raise if a connection of the pool is seen to be lost; takes no round trip."""
-        if driver.is_closed():
-            raise InterfaceError("the server has closed the connection")
+        """Raise if a connection of the pool is seen to be lost, or not as it should be; takes no round
+        trip."""
+        driver.check_reusable()
 
     def do_begin(self, dbapi_connection: Any) -> None:
         adapter = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)  # out of the pool's proxy
         transaction = adapter.driver_connection.transaction(
             isolation=adapter.isolation_level, readonly=adapter.readonly, deferrable=adapter.deferrable
         )
-        transaction.send()
+        if not isinstance(transaction, _ScopedTransaction):
+            raise NoTenantError("a transaction is open on this connection that SQLAlchemy has not begun")
+        try:
+            transaction.send()
+        except Exception as error:
+            adapter._handle_exception(error)
         adapter._transaction = transaction
 
-    def do_execute(self, cursor: Any, *args: Any, **kwargs: Any) -> None:
+    def do_execute(self, cursor: Any, statement: str, *args: Any, **kwargs: Any) -> None:
         self._settle(cursor)
-        super().do_execute(cursor, *args, **kwargs)  # type: ignore[no-untyped-call]
+        if cursor._adapt_connection._prepared_statement_cache is not None and _PREPARE.match(statement):
+            # Clean-up leaves the prepared statements alone; this one would serve the next tenant.
+            raise ConfigurationError(
+                "prepared_statement_cache_size", "on", "PREPARE as SQL text is refused: leave that to asyncpg"
+            )
+        super().do_execute(cursor, statement, *args, **kwargs)  # type: ignore[no-untyped-call]
 
     def do_executemany(self, cursor: Any, *args: Any, **kwargs: Any) -> None:
         self._settle(cursor)

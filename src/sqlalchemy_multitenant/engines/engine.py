@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import weakref
 from typing import Any
 
 from psycopg import pq
@@ -11,6 +13,7 @@ from sqlalchemy.dialects import registry
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DisconnectionError
 from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.util import await_only
 
 from ..config import TenantConfig
 from ..errors import ConfigurationError, NoTenantError
@@ -60,6 +63,19 @@ def make_scoped_engine(config: TenantConfig, url: URL, *, is_async: bool) -> Eng
     return engine
 
 
+_admin_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for engine in list(_admin_engines):
+        engine.dispose(close=False)
+
+
+if hasattr(os, "register_at_fork"):
+    # https://docs.sqlalchemy.org/en/21/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork
+    os.register_at_fork(after_in_child=_forget_in_child)
+
+
 def make_admin_engine(
     config: TenantConfig,
     url: URL,
@@ -93,6 +109,7 @@ def make_admin_engine(
             dbapi_connection.rollback()
             send_all(dbapi_connection, [b"DISCARD ALL"])
 
+    _admin_engines.add(engine)
     return engine
 
 
@@ -116,23 +133,20 @@ def _psycopg_args(config: TenantConfig, url: URL) -> dict[str, Any]:
 def _listen(engine: Engine, config: TenantConfig) -> None:
     @event.listens_for(engine, "connect")
     def arm(dbapi_connection: Any, record: Any) -> None:
-        _check_shadows(dbapi_connection, config)
-        record.info["multitenant_pid"] = os.getpid()
-        record.driver_connection.arm()
+        pid = _check_shadows(dbapi_connection, config)
+        record.driver_connection.arm(pid)
+        record.record_info["multitenant_info"] = dict(record.info)
 
     @event.listens_for(engine, "checkout")
-    def new_user(_dbapi_connection: Any, record: Any, proxy: Any) -> None:
-        if record.info.get("multitenant_pid") != os.getpid():
-            # Inherited by fork(): the parent speaks over the same socket. As SQLAlchemy's own recipe has it,
-            # https://docs.sqlalchemy.org/en/21/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork
-            record.dbapi_connection = proxy.dbapi_connection = None
-            raise DisconnectionError("the connection belongs to the parent process")
+    def new_user(_dbapi_connection: Any, record: Any, _proxy: Any) -> None:
         try:
             engine.dialect.check_idle(record.driver_connection)  # type: ignore[attr-defined]
         except Exception as error:
             # SQLAlchemy replaces it, and nobody sees an error.
-            raise DisconnectionError("the connection was lost while nobody used it") from error
+            raise DisconnectionError("the connection cannot be given to its next user") from error
         record.driver_connection.mark_checked_out()
+        record.info.clear()
+        record.info.update(record.record_info["multitenant_info"])
 
     @event.listens_for(engine, "begin")
     def bind(connection: Connection) -> None:
@@ -142,6 +156,9 @@ def _listen(engine: Engine, config: TenantConfig) -> None:
                 "this engine serves tenants, and none is given: "
                 "use tenants.get_db(...) or context.use_tenant(...)"
             )
+        if (learn := source.blocking_step()) is not None:
+            # Calls the application, which may take its time: not in the event loop's thread.
+            await_only(asyncio.to_thread(learn)) if engine.dialect.is_async else learn()
         driver: Any = connection.connection.driver_connection
         driver.bind(source)
 
@@ -167,31 +184,30 @@ def _listen(engine: Engine, config: TenantConfig) -> None:
         call_hook(config.hooks.on_error, getattr(source, "tenant", None), context.original_exception)
 
 
-def _check_shadows(dbapi_connection: Any, config: TenantConfig) -> None:
-    """Refuse to serve from a database in which a shared schema has a table of a tenant's name.
+def _check_shadows(dbapi_connection: Any, config: TenantConfig) -> int:
+    """Refuse to serve from a database in which a shared schema has a table of a tenant's name: a tenant whose
+    own table is missing (not migrated yet, say) would silently read that one.
 
-    A tenant whose own table is missing (not migrated yet, say) would silently read that one.
+    Returns the id of the server's process that has answered.
     """
     schemas = ", ".join(map(quote_literal, (config.schemas.shared_schema, *config.schemas.extra_search_path)))
-    tables = ", ".join(map(quote_literal, sorted(config.schemas.tenant_tables)))
-    if not tables:
-        return
+    tables = ", ".join(map(quote_literal, sorted(config.schemas.tenant_tables))) or "NULL"
     cursor = dbapi_connection.cursor()
-    try:
-        cursor.execute(
-            "SELECT n.nspname || '.' || c.relname FROM pg_catalog.pg_class c "
-            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-            f"WHERE n.nspname IN ({schemas}) AND c.relname IN ({tables}) "
-            "AND c.relkind IN ('r', 'p', 'v', 'm', 'f') ORDER BY 1"
-        )
-        found = [row[0] for row in cursor.fetchall()]
-    finally:
-        cursor.close()
-        dbapi_connection.rollback()
+    cursor.execute(
+        "SELECT pg_catalog.pg_backend_pid(), (SELECT string_agg(n.nspname || '.' || c.relname, ', ' "
+        "ORDER BY n.nspname, c.relname) FROM pg_catalog.pg_class c "
+        "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+        f"WHERE n.nspname IN ({schemas}) AND c.relname IN ({tables}) "
+        "AND c.relkind IN ('r', 'p', 'v', 'm', 'f'))"
+    )
+    pid, found = cursor.fetchone()
+    cursor.close()
+    dbapi_connection.rollback()
     if found:
         raise ConfigurationError(
             "schemas.tenant",
-            ", ".join(found),
+            found,
             "a shared schema has tables of the same names as the tenants': a tenant that lacks its own would "
             "read these; move or rename them, or set schemas.shared_schema to another schema",
         )
+    return int(pid)

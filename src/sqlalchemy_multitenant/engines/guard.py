@@ -19,19 +19,45 @@ class Guarded:
 
     _armed = False
     _used = False
+    _is_pooled = False
+    _altered: str | None = None
     _session_reset = session_reset_sql()
     _next: ScopeSource | None = None
     checkout = 0
 
-    def arm(self) -> None:
-        """From now on, refuse whatever is sent outside a scoped transaction."""
+    def arm(self, pid: int) -> None:
+        """From now on, refuse whatever is sent outside a scoped transaction.
+
+        Args:
+            pid: the server's process that answers. Where it is not the one that the server gave when the
+                connection was made, a pooler is in between, and transactions of others in the same session.
+        """
         self._armed = True
+        self._is_pooled = pid != self._announced_pid()
+
+    def _announced_pid(self) -> int:
+        raise NotImplementedError
+
+    def note_altered(self, what: str) -> None:
+        """Something was set on the connection in this process, which no statement would take back: it is
+        not given to another user."""
+        if self._armed:
+            self._altered = what
+
+    def check_unaltered(self) -> None:
+        """Raise if the last user has left something on the connection in this process."""
+        if self._altered is not None:
+            raise NoTenantError(f"its last user has left {self._altered}")
 
     def mark_checked_out(self) -> None:
         """A new user has the connection: its first BEGIN cleans up after the last one."""
         self._used = True
         self._next = None
         self.checkout += 1
+
+    def _note_begun(self) -> None:
+        # Behind a pooler, others use the session between any two transactions.
+        self._used = self._is_pooled
 
     def bind(self, source: ScopeSource) -> None:
         """The next BEGIN is for `source`."""

@@ -9,15 +9,18 @@ go on holding an engine whose pool was evicted: its next connection takes a plac
 
 from __future__ import annotations
 
+import os
 import time
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from threading import RLock, get_ident
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from sqlalchemy import Engine, event, exc
-from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, QueuePool
+from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, Pool, QueuePool
 
 from ..errors import TenantBusyError
 from ..events import Hooks, call_hook
@@ -29,41 +32,48 @@ MAX_ENGINES = 1000
 """How many engines are kept for reuse, about 36 KB each."""
 
 
-def _nothing() -> None:
-    return None
+class Watch(Protocol):
+    """Is told of attempts to get a connection out of a pool."""
+
+    def begin(self) -> None: ...
+    def end(self, *, failed: bool) -> None: ...
 
 
 class _Watched:
-    """A pool that tells when an attempt to get a connection is over without one, as no event of SQLAlchemy's
-    does, and that closes, on their return, the connections that were out when it was disposed of.
+    """A pool that tells when an attempt to get a connection out of it begins and ends, as no event of
+    SQLAlchemy's does, and that can be retired: then it keeps no connection, and serves whoever is late.
     """
 
-    on_attempt_failed: Callable[[], None] = staticmethod(_nothing)
+    watch: Watch | None = None
     _retired = False
+
+    def connect(self) -> Any:
+        if self.watch is None:
+            return super().connect()  # type: ignore[misc]
+        self.watch.begin()
+        failed = True
+        try:
+            fairy = super().connect()  # type: ignore[misc]
+            failed = False
+            return fairy
+        finally:
+            self.watch.end(failed=failed)
 
     def recreate(self) -> Any:
         pool: Any = super().recreate()  # type: ignore[misc]
-        pool.on_attempt_failed = self.on_attempt_failed
+        pool.watch = self.watch
         return pool
 
-    def dispose(self) -> None:
+    def retire(self) -> None:
+        """From now on, close what is given back."""
         self._retired = True
-        super().dispose()  # type: ignore[misc]
-
-    def _do_get(self) -> ConnectionPoolEntry:
-        try:
-            return super()._do_get()  # type: ignore[misc,no-any-return]
-        except BaseException:
-            # Connecting, or a listener of the new connection: failed or cancelled.
-            self.on_attempt_failed()
-            raise
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
-        # Where a known place in the pool could not be connected again, SQLAlchemy returns it.
-        self.on_attempt_failed()
-        if self._retired:
-            record.close()
-        else:
+        # Its place is given back all the same: somebody may be waiting for it.
+        try:
+            if self._retired:
+                record.close()
+        finally:
             super()._do_return_conn(record)  # type: ignore[misc]
 
 
@@ -85,31 +95,81 @@ class PoolStats:
 
 
 class PoolEntry:
-    """An engine, and what the registry knows of its pool."""
+    """An engine, and what the registry knows of its pool.
 
-    def __init__(self, target: Target, engine: Engine) -> None:
+    Attributes:
+        attempts: how many are about to have a connection of it.
+        in_use: how many have one.
+        opened: how many connections it holds, in use or not.
+        connecting: who is setting up a new connection, and that connection until the pool knows it.
+    """
+
+    def __init__(self, target: Target, engine: Engine, lock: RLock, whoami: Callable[[], int]) -> None:
         self.target = target
         self.engine = engine
         self.name = target.owner or target.server or DEFAULT_SERVER
-        self.in_use = 0
-        self.opened = 0
-        # Who is getting a new connection now, and that connection until the pool knows it.
-        self.opening: dict[int, Any] = {}
+        self.attempts = self.in_use = self.opened = 0
+        self.connecting: dict[int, Any] = {}
         self.last_used = time.monotonic()
+        self._lock, self._whoami = lock, whoami
+        self._pool.watch = self
+
+    @property
+    def _pool(self) -> _Watched:
+        return cast("_Watched", self.engine.pool)
 
     @property
     def is_idle(self) -> bool:
         """Whether nobody has a connection of it, nor is about to."""
-        return not self.in_use and not self.opening
+        return not self.in_use and not self.attempts
 
     @property
     def stats(self) -> PoolStats:
         return PoolStats(self.name, self.in_use, max(self.opened - self.in_use, 0))
 
+    def begin(self) -> None:
+        """An attempt to get a connection begins."""
+        with self._lock:
+            self.attempts += 1
+
+    def end(self, *, failed: bool) -> None:
+        """It is over. A new connection that no pool knows, because a listener failed, is closed."""
+        with self._lock:
+            self.attempts -= 1
+            unknown = self.connecting.pop(self._whoami(), None) if failed else None
+        if unknown is not None:
+            self.engine.dialect.do_terminate(unknown)
+
+    def swap_pool(self) -> Pool:
+        """Give the engine an empty pool, and return the one that it had: to be disposed of."""
+        old = self.engine.pool
+        cast("_Watched", old).retire()
+        self.engine.dispose(close=False)
+        return old
+
+    def forget_connections(self) -> None:
+        """They belong to the process that this one was forked from."""
+        self.engine.dispose(close=False)
+        self.attempts = self.in_use = self.opened = 0
+        self.connecting.clear()
+
 
 def _notes(record: ConnectionPoolEntry) -> dict[Any, Any]:
     """What is noted about a place in the pool; outlives the connection in it."""
     return cast("dict[Any, Any]", record.record_info)
+
+
+_registries: weakref.WeakSet[PoolRegistry] = weakref.WeakSet()
+
+
+def _forget_in_child() -> None:
+    for registry in list(_registries):
+        registry.forget_connections()
+
+
+if hasattr(os, "register_at_fork"):
+    # https://docs.sqlalchemy.org/en/21/core/pooling.html#using-connection-pools-with-multiprocessing-or-os-fork
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 class PoolRegistry:
@@ -121,6 +181,7 @@ class PoolRegistry:
         wait_s: seconds that a new pool waits for its place before it raises `TenantBusyError`.
         idle_timeout_s, ttl_s: seconds without use after which connections are closed, and after
             which the pool counts as evicted.
+        dispose: closes the idle connections of a pool that no engine has any more; not to be interrupted.
         pause: waits for some seconds, in a thread or in a greenlet.
         whoami: tells apart those who open connections at one time: threads, or tasks.
         check: called before a pool opens its first connection; raises to refuse it.
@@ -135,6 +196,7 @@ class PoolRegistry:
         idle_timeout_s: float,
         ttl_s: float,
         hooks: Hooks,
+        dispose: Callable[[Pool], object] = lambda pool: pool.dispose(),
         pause: Callable[[float], object] = time.sleep,
         whoami: Callable[[], int] = get_ident,
         check: Callable[[Target], object] = lambda _target: None,
@@ -142,12 +204,13 @@ class PoolRegistry:
         self._make_engine, self._check = make_engine, check
         self._max_pools, self._wait_s = max_pools, wait_s
         self._idle_timeout_s, self._ttl_s = idle_timeout_s, ttl_s
-        self._hooks, self._pause, self._whoami = hooks, pause, whoami
+        self._hooks, self._dispose, self._pause, self._whoami = hooks, dispose, pause, whoami
         # Reentrant: what is garbage by now is given back wherever Python collects it, also in here.
         self._lock = RLock()
         self._entries: dict[Target, PoolEntry] = {}
         self._live: OrderedDict[PoolEntry, None] = OrderedDict()
         self._closed = False
+        _registries.add(self)
 
     @property
     def sweep_interval_s(self) -> float:
@@ -165,7 +228,7 @@ class PoolRegistry:
                 raise RuntimeError("this manager is closed; build a new one")
             entry = self._entries.get(target)
             if entry is None:
-                entry = PoolEntry(target, self._make_engine(target))
+                entry = PoolEntry(target, self._make_engine(target), self._lock, self._whoami)
                 self._listen(entry)
                 self._entries[target] = entry
                 # Made-up ids must not fill the memory; a handle keeps the engine that it was given.
@@ -184,27 +247,23 @@ class PoolRegistry:
 
         @event.listens_for(engine, "do_connect")
         def connect(dialect: Any, _record: Any, args: Any, kwargs: Any) -> Any:
-            self._admit(entry)
-            connection = dialect.connect(*args, **kwargs)
+            try:
+                self._admit(entry)
+                connection = dialect.connect(*args, **kwargs)
+            except BaseException:
+                with lock:
+                    # Others may be at it as well; who is last leaves the place to other pools.
+                    if entry.attempts <= 1 and not entry.in_use and not entry.opened:
+                        self._live.pop(entry, None)
+                raise
             with lock:
-                entry.opening[self._whoami()] = connection
+                entry.connecting[self._whoami()] = connection
             return connection
-
-        def attempt_failed() -> None:
-            """Give back the place, and end the connection that no pool knows."""
-            with lock:
-                connection = entry.opening.pop(self._whoami(), None)
-                if entry.is_idle and not entry.opened:
-                    self._live.pop(entry, None)
-            if connection is not None:
-                engine.dialect.do_terminate(connection)
-
-        cast("_Watched", engine.pool).on_attempt_failed = attempt_failed
 
         @event.listens_for(engine, "connect")
         def opened(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             with lock:
-                entry.opening[self._whoami()] = None
+                entry.connecting.pop(self._whoami(), None)
                 entry.opened += 1
                 _notes(record)["multitenant_opened"] = 1
 
@@ -213,11 +272,12 @@ class PoolRegistry:
             with lock:
                 if entry not in self._live:
                     # It was evicted just now: SQLAlchemy closes this one and opens another, which takes
-                    # a place, and keeps it until it is checked out.
+                    # a place.
                     raise exc.DisconnectionError("the pool has been evicted")
-                entry.in_use += 1
-                _notes(record)["multitenant_in_use"] = 1
-                entry.opening.pop(self._whoami(), None)
+                # Once: where a later listener raises DisconnectionError, this one is called again.
+                if not _notes(record).get("multitenant_in_use"):
+                    entry.in_use += 1
+                    _notes(record)["multitenant_in_use"] = 1
                 self._live.move_to_end(entry)
 
         @event.listens_for(engine, "checkin")
@@ -234,10 +294,13 @@ class PoolRegistry:
             returned(dbapi_connection, record)
 
         @event.listens_for(engine, "close")
-        def closed(_dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
+        def closed(dbapi_connection: Any, record: ConnectionPoolEntry) -> None:
             with lock:
                 counted = _notes(record).pop("multitenant_opened", 0)
                 entry.opened -= counted
+                # One that could not be set up, and is closed by SQLAlchemy itself.
+                for who in [w for w, c in entry.connecting.items() if c is dbapi_connection]:
+                    del entry.connecting[who]
 
         @event.listens_for(engine, "close_detached")
         def closed_detached(_dbapi_connection: Any) -> None:
@@ -245,18 +308,17 @@ class PoolRegistry:
                 entry.opened -= 1
 
     def _admit(self, entry: PoolEntry) -> None:
-        """Give `entry` a place among the pools that hold connections, evicting another if need be. It
-        keeps the place until its caller has the connection, or has failed to get it."""
+        """Give `entry` a place among the pools that hold connections, evicting another if need be."""
         with self._lock:
             known = entry in self._live
         if not known:
             self._check(entry.target)
         deadline = time.monotonic() + self._wait_s
+        retired: Pool | None = None
         while True:
             with self._lock:
                 if self._closed:
                     raise RuntimeError("this manager is closed; build a new one")
-                entry.opening[self._whoami()] = None
                 if entry in self._live:
                     return
                 # The shared pool has a place of its own: tenants' pools are opened with its help.
@@ -265,7 +327,7 @@ class PoolRegistry:
                 if len(others) >= self._max_pools:
                     victim = next((e for e in others if e.is_idle), None)
                     if victim is not None:
-                        self._forget(victim)
+                        retired = self._evict(victim)
                 if victim is not None or len(others) < self._max_pools:
                     self._live[entry] = None
                     self._entries.setdefault(entry.target, entry)
@@ -277,43 +339,50 @@ class PoolRegistry:
                     f"{self._wait_s:g} s",
                 )
             self._pause(0.01)
-        if victim is not None:
-            victim.engine.dispose()
+        if victim is not None and retired is not None:
+            self._dispose(retired)
             call_hook(self._hooks.on_pool_evicted, victim.name)
         call_hook(self._hooks.on_pool_created, entry.name)
 
-    def _forget(self, entry: PoolEntry) -> None:
+    def _evict(self, entry: PoolEntry) -> Pool:
+        """Take the place of an idle entry; returns its pool, which is to be disposed of. Under the lock."""
         self._live.pop(entry, None)
         if entry.target != SHARED and self._entries.get(entry.target) is entry:
             del self._entries[entry.target]
+        entry.engine.clear_compiled_cache()
+        return entry.swap_pool()
 
-    def sweep(self) -> Iterator[Callable[[], None]]:
+    def sweep(self) -> Iterator[Callable[[], object]]:
         """Yield what is to be done about pools that nobody has used for long: calls that close their
         idle connections. They must be made where the pool's connections may be closed."""
-        now = time.monotonic()
         with self._lock:
-            expired, idle = [], []
-            for entry in list(self._live):
-                rest = now - entry.last_used
-                if not entry.is_idle:
+            live = list(self._live)
+        for entry in live:
+            # Looked at one by one: what was idle may be in use again after the last one was closed.
+            with self._lock:
+                rest = time.monotonic() - entry.last_used
+                expired = rest >= self._ttl_s
+                worth_it = expired or (rest >= self._idle_timeout_s and entry.opened)
+                if entry not in self._live or not entry.is_idle or not worth_it:
                     continue
-                if rest >= self._ttl_s:
-                    self._forget(entry)
-                    expired.append(entry)
-                elif rest >= self._idle_timeout_s and entry.opened:
-                    idle.append(entry)
-        for entry in idle:
-            yield entry.engine.dispose
-        for entry in expired:
-            yield entry.engine.dispose
-            call_hook(self._hooks.on_pool_evicted, entry.name)
+                old = self._evict(entry) if expired else entry.swap_pool()
+            yield partial(self._dispose, old)
+            if expired:
+                call_hook(self._hooks.on_pool_evicted, entry.name)
 
-    def close(self) -> list[Engine]:
-        """Refuse new connections, and return the engines that are to be disposed of. Connections that
-        are out now are closed on their return."""
+    def close(self) -> list[Pool]:
+        """Refuse new connections, and return the pools that are to be disposed of. Connections that are
+        out now are closed on their return."""
         with self._lock:
             self._closed = True
-            engines = [*{id(e): e.engine for e in [*self._entries.values(), *self._live]}.values()]
+            entries = {id(e): e for e in [*self._entries.values(), *self._live]}
             self._entries.clear()
             self._live.clear()
-            return engines
+            return [entry.swap_pool() for entry in entries.values()]
+
+    def forget_connections(self) -> None:
+        """In a process that was forked just now: leave the connections to the other one."""
+        self._lock = RLock()
+        for entry in {id(e): e for e in [*self._entries.values(), *self._live]}.values():
+            entry.forget_connections()
+        self._live.clear()

@@ -13,7 +13,9 @@ where the guard stands.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Generator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Literal, cast
 
 import psycopg
@@ -27,6 +29,7 @@ from ..isolation.scope import DEAD_END, STALE_SQLSTATES, Scope, ScopeSource, beg
 from .guard import OUTSIDE, Guarded, refuse_autocommit
 
 _IDLE = pq.TransactionStatus.IDLE
+_INTRANS = pq.TransactionStatus.INTRANS
 _OPEN = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 _ERRORS = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
@@ -37,6 +40,12 @@ class _Scoped(Guarded):
     """What the sync and the async connection share."""
 
     pgconn: pq.abc.PGconn
+    info: psycopg.ConnectionInfo
+    row_factory: Any
+    prepare_threshold: int | None
+    autocommit: bool
+    _notifies_backlog: deque[Any] | None
+    _settings: tuple[Any, ...] = ()
 
     _pending: ScopeSource | None = None
     _rolling_back = False
@@ -56,9 +65,38 @@ class _Scoped(Guarded):
     def _send_begin(self, source: ScopeSource, scope: Scope) -> None:
         """Send BEGIN, and leave the answer to whatever is sent next."""
         script = begin_sql(self._begin_command(), scope, clean_up=self._clean_up)
-        self._pending, self._interrupted = source, False
-        self.pgconn.send_query(script.encode())
+        self._interrupted = False
+        self.pgconn.send_query(self._encode(script))
+        self._pending = source
         self.pgconn.flush()
+
+    def _encode(self, sql: str) -> bytes:
+        # The server reads a message in the encoding that the session has before it.
+        return sql.encode(self.info.encoding)
+
+    def _announced_pid(self) -> int:
+        return self.pgconn.backend_pid
+
+    def check_reusable(self) -> None:
+        """Raise if the last user has left something that no statement takes back, or a transaction: where
+        SQLAlchemy does not know how a commit ended, it does not roll back."""
+        self.check_unaltered()
+        if self._pending is not None or self.pgconn.pipeline_status or not self._between_transactions:
+            raise NoTenantError("its last user has left a transaction open")
+        if (self.row_factory, self.prepare_threshold, self.autocommit) != self._settings:
+            raise NoTenantError("its last user has left settings of the driver")
+
+    def arm(self, pid: int) -> None:
+        super().arm(pid)
+        self._settings = (self.row_factory, self.prepare_threshold, self.autocommit)
+
+    def add_notice_handler(self, callback: Any) -> None:
+        self.note_altered("a notice handler")
+        super().add_notice_handler(callback)  # type: ignore[misc]
+
+    def add_notify_handler(self, callback: Any) -> None:
+        self.note_altered("a notify handler")
+        super().add_notify_handler(callback)  # type: ignore[misc]
 
     def _send_rollback(self) -> bool:
         """Send ROLLBACK, and leave the answer to whatever comes next; False where that cannot be done."""
@@ -81,9 +119,9 @@ class _Scoped(Guarded):
         return not self.pgconn.is_busy()
 
     def _finish_rollback(self) -> _Gen:
-        """Read the answer to ROLLBACK."""
-        self._rolling_back = False
+        """Read the answer to ROLLBACK. Whoever is interrupted leaves it to the next."""
         results = yield from self._read_answer()
+        self._rolling_back = False
         if failed := next((r for r in results if r.status in _ERRORS), None):
             raise psycopg.errors.error_from_result(failed)
 
@@ -104,8 +142,10 @@ class _Scoped(Guarded):
             if self._interrupted:
                 # psycopg cancels what runs, and drives the generator on: the statement must not be sent.
                 raise psycopg.errors.QueryCanceled("interrupted before the statement was sent")
-        except BaseException:
+        except BaseException as error:
             gen.close()
+            if self._interrupted and isinstance(error, Exception):
+                raise psycopg.errors.QueryCanceled("interrupted before the statement was sent") from error
             raise
         return (yield from gen)
 
@@ -136,7 +176,10 @@ class _Scoped(Guarded):
             raise psycopg.OperationalError("the server's answer to BEGIN was lost")
         failed = next((r for r in results if r.status in _ERRORS), None)
         if failed is None:
-            self._used = False
+            if self.pgconn.transaction_status != _INTRANS:
+                self.pgconn.finish()
+                raise psycopg.OperationalError("the server's answer is not that to BEGIN")
+            self._note_clean()
             return
         sqlstate = failed.error_field(pq.DiagnosticField.SQLSTATE)
         if sqlstate is None or sqlstate.decode() not in STALE_SQLSTATES:
@@ -149,7 +192,7 @@ class _Scoped(Guarded):
         begin = begin_nowhere_sql(self._begin_command(), clean_up=self._clean_up)
         try:
             row = yield from self._query_row(begin + source.lookup_sql)
-            self._used = False
+            self._note_clean()
             scope = source.refresh(row)
             yield from self._query_row(scope.fresh)
         except Exception as error:
@@ -160,8 +203,14 @@ class _Scoped(Guarded):
                 raise
             raise meaning from error
 
+    def _note_clean(self) -> None:
+        """The message that began the transaction has cleaned the session, if it had to be."""
+        if self._used and self._notifies_backlog:
+            self._notifies_backlog.clear()  # what the last user has listened for
+        self._note_begun()
+
     def _query_row(self, sql: str) -> Generator[Any, Any, tuple[str | None, ...] | None]:
-        self.pgconn.send_query(sql.encode())
+        self.pgconn.send_query(self._encode(sql))
         results: Sequence[pq.abc.PGresult] = yield from generators.execute(self.pgconn)
         for result in results:
             if result.status in _ERRORS:
@@ -170,7 +219,8 @@ class _Scoped(Guarded):
             return None
         last = results[-1]
         values = (last.get_value(0, column) for column in range(last.nfields))
-        return tuple(None if value is None else bytes(value).decode() for value in values)
+        encoding = self.info.encoding
+        return tuple(None if value is None else bytes(value).decode(encoding) for value in values)
 
     @property
     def _between_transactions(self) -> bool:
@@ -201,12 +251,35 @@ class _OfOneCheckout:
             )
 
 
+class _EndedCopy:
+    """In the place of what a COPY was sent through, once it is over."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise NoTenantError("this COPY has ended, and its connection may have another user now")
+
+
+def _end_copy(copy: Any) -> None:
+    copy.formatter = copy.writer = copy.connection = copy._pgconn = _EndedCopy()
+
+
 class _ScopedCursor(_OfOneCheckout, psycopg.Cursor[Any]):
     """For threads."""
+
+    @contextmanager
+    def copy(self, *args: Any, **kwargs: Any) -> Iterator[psycopg.Copy]:
+        with super().copy(*args, **kwargs) as copy:
+            yield copy
+        _end_copy(copy)
 
 
 class _AsyncScopedCursor(_OfOneCheckout, psycopg.AsyncCursor[Any]):
     """For asyncio."""
+
+    @asynccontextmanager
+    async def copy(self, *args: Any, **kwargs: Any) -> AsyncIterator[psycopg.AsyncCopy]:
+        async with super().copy(*args, **kwargs) as copy:
+            yield copy
+        _end_copy(copy)
 
 
 class _ServerSide(_OfOneCheckout):
@@ -419,9 +492,11 @@ class ScopedPsycopgDialect(_ScopedDialect):
         return ScopedConnection.connect(*args, **kwargs)  # a pooler, which takes no options
 
     def check_idle(self, driver: ScopedConnection) -> None:
-        """Raise if a connection of the pool is seen to be lost; takes no round trip."""
+        """Raise if a connection of the pool is seen to be lost, or not as it should be; takes no round
+        trip."""
         if driver.look():
             driver.settle()
+        driver.check_reusable()
 
     def do_begin(self, dbapi_connection: Any) -> None:
         cast("ScopedConnection", _driver(dbapi_connection)).begin_scoped()
@@ -446,9 +521,11 @@ class ScopedAsyncPsycopgDialect(_ScopedDialect, PGDialectAsync_psycopg):
         return args, kwargs
 
     def check_idle(self, driver: AsyncScopedConnection) -> None:
-        """Raise if a connection of the pool is seen to be lost; takes no round trip."""
+        """Raise if a connection of the pool is seen to be lost, or not as it should be; takes no round
+        trip."""
         if driver.look():
             await_only(driver.settle())
+        driver.check_reusable()
 
     def do_begin(self, dbapi_connection: Any) -> None:
         await_only(cast("AsyncScopedConnection", _driver(dbapi_connection)).begin_scoped())

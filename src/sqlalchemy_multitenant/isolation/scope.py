@@ -6,7 +6,7 @@ is open and not scoped, and no round trip more than a plain transaction takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,8 +16,8 @@ from ..placement import Placement
 SCOPE_OPTION = "multitenant_scope"
 """Name of the SQLAlchemy execution option that carries a `ScopeSource` to a connection's BEGIN."""
 
-STALE_SQLSTATES = frozenset({"3F000", "42P01"})
-"""What a guard that no longer holds raises: no such schema, no such relation
+STALE_SQLSTATES = frozenset({"3F000", "42P01", "22012"})
+"""What a guard that no longer holds raises: no such schema, no such relation, a division by zero
 (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
 
 # What a transaction sees while its tenant is being looked up in it: nothing. Should the client be
@@ -66,22 +66,25 @@ class Scope:
     guarded: str
 
 
-def plan_scope(placement: Placement, epoch: str | None = None) -> Scope:
+def plan_scope(placement: Placement, epoch: str | None = None, *, oid: str | None = None) -> Scope:
     """The scope of `placement`.
 
     Args:
         placement: the tenant's, or the shared schema's.
         epoch: the qualified, quoted name of the relation that exists as long as nothing in the
             catalog has changed; None where there is no catalog.
+        oid: the schema's OID, where it alone tells that a schema is still the same.
     """
     # pg_temp last: a temporary table must never stand in front of a tenant's own
     # (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH).
     path = ", ".join([*map(quote_ident, placement.search_path), "pg_temp"])
     schema_guard = f"{quote_literal(quote_ident(placement.schema))}::pg_catalog.regnamespace"
-    epoch_guard = "" if epoch is None else f", {quote_literal(epoch)}::pg_catalog.regclass"
+    more = "" if epoch is None else f", {quote_literal(epoch)}::pg_catalog.regclass"
+    if oid is not None:
+        more += f", 1 / ({schema_guard}::pg_catalog.oid = {int(oid)})::pg_catalog.int4"
     # RESET ROLE: behind a transaction pooler a role may have been left by another client.
     fresh = f"RESET ROLE; SET LOCAL search_path TO {path}; SELECT {schema_guard}"
-    return Scope(placement, fresh, fresh + epoch_guard)
+    return Scope(placement, fresh, fresh + more)
 
 
 def begin_sql(begin: str, scope: Scope, *, clean_up: str = "") -> str:
@@ -120,6 +123,10 @@ class ScopeSource(Protocol):
             TenantNotFoundError, TenantSuspendedError: there is none for this tenant.
             TenantBusyError: the tenant has moved to another pool.
         """
+        ...
+
+    def blocking_step(self) -> Callable[[], object] | None:
+        """What has to be called before `refresh` can be right, and may take its time; None for nothing."""
         ...
 
     def explain(self, sqlstate: str | None) -> Exception | None:

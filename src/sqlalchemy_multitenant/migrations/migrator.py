@@ -390,8 +390,8 @@ class Migrator:
         for needed, revision in sorted(wanted):
             if self.shared_history.resolve(needed) not in applied:
                 raise MigrationError(
-                    f"it builds on shared revision {needed!r}, which is not applied: run `multitenant migrate "
-                    "--shared`, or add --shared to this run",
+                    f"it builds on shared revision {needed!r}, which is not applied: run "
+                    "`multitenant migrate --shared`, or add --shared to this run",
                     revision=revision,
                 )
 
