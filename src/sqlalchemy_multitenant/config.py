@@ -90,6 +90,8 @@ class Connection:
     Attributes:
         url: `postgresql://...` (psycopg) or `postgresql+asyncpg://...`; None takes `$DATABASE_URL`,
             or else the embedded server where the extra `[embedded]` is installed.
+        embedded_database: the database on the embedded server, made where it is missing: projects share the
+            server, and must not share their tenants. Without effect where a URL is given.
         pool_size: the most connections a pool holds; there is no overflow.
         pool_timeout_s: seconds to wait for a connection before giving up.
         idle_timeout_s: seconds after which a pool that nobody uses closes its connections.
@@ -99,6 +101,7 @@ class Connection:
     """
 
     url: str | URL | None = field(default=None, repr=False)
+    embedded_database: str = "postgres"
     pool_size: int = 10
     pool_timeout_s: float = 5.0
     idle_timeout_s: float = 30.0
@@ -111,6 +114,9 @@ class Connection:
             if not isinstance(self.url, str | URL):
                 raise ConfigurationError("connection.url", self.url, "a str or sqlalchemy.URL")
             object.__setattr__(self, "url", parse_url(self.url))
+        name = self.embedded_database
+        ok = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,63}", name) is not None
+        _check(ok, "connection.embedded_database", name, "1 to 63 ASCII letters, digits, '_' and '-'")
         size, wait, idle = self.pool_size, self.pool_timeout_s, self.idle_timeout_s
         _check(_is_count(size) and size >= 1, "connection.pool_size", size, "a whole number, at least 1")
         _check(_is_finite(wait) and wait > 0, "connection.pool_timeout_s", wait, "seconds, more than 0")

@@ -82,7 +82,7 @@ class InvalidTenantIdError(TenantError, ValueError):
 class TenantNotFoundError(TenantError, LookupError):
     """No such tenant: it was never created, or it was dropped."""
 
-    default_reason = "not found; create it with create_tenant() or `multitenant tenant create --id ...`"
+    default_reason = "not found; `multitenant tenant list` shows who is there"
 
 
 class TenantExistsError(TenantError, ValueError):
@@ -109,7 +109,10 @@ class TenantCollisionError(TenantExistsError, InvalidTenantIdError):
 class TenantSuspendedError(TenantError, RuntimeError):
     """The tenant is suspended: it exists, but nothing runs for it."""
 
-    default_reason = "suspended; set its status back with `set_tenant_status(..., 'active')`"
+    default_reason = (
+        "suspended; `multitenant tenant activate --id ...` lets it work again, as does "
+        "set_tenant_status(..., 'active')"
+    )
 
 
 class TenantBusyError(TenantError, RuntimeError):

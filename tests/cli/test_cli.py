@@ -283,7 +283,7 @@ def test_an_unknown_tenant_is_named_and_nobody_is_migrated(project: Project) -> 
 def test_tenant_takes_one_id_and_no_list(project: Project) -> None:
     project.revision(2, "op.add_column('users', sa.Column('avatar', sa.Text))")
     before = project.dump()
-    assert "a,b" in project.run("migrate", "--tenant", "a,b", code=1).err
+    assert "a,b" in project.run("migrate", "--tenant", "a,b", code=2).err
     assert project.dump() == before
 
 
@@ -334,7 +334,7 @@ def test_only_the_chosen_tenants_are_migrated(project: Project) -> None:
 
 def test_mark_applied_records_and_runs_nothing(project: Project) -> None:
     project.revision(2, "op.add_column('users', sa.Column('avatar', sa.Text))")
-    assert "2 migrated" in project.run("migrate", "--tenants", "a,b", "--mark-applied").out
+    assert "2 marked" in project.run("migrate", "--tenants", "a,b", "--mark-applied").out
     assert project.at("a", "b", "c") == {"a": "0002", "b": "0002", "c": "0001"}
     assert project.columns("tenant_a") == {"id"}
     assert "2 up to date" in project.run("migrate", "--tenants", "a,b").out
@@ -399,7 +399,7 @@ def test_status_shows_who_is_behind_and_who_is_broken(project: Project) -> None:
     project.revision(2, "op.add_column('users', sa.Column('avatar', sa.Text))")
     project.run("migrate", "--tenant", "a")
     project.do("DROP SCHEMA tenant_c CASCADE")
-    shown = project.run("status").out
+    shown = project.run("status", code=1).out
     lines = {line.split("│")[1].strip(): line for line in shown.splitlines() if line.startswith("│")}
     assert "ok" in lines["a"]
     assert "0002" in lines["a"]
@@ -407,7 +407,7 @@ def test_status_shows_who_is_behind_and_who_is_broken(project: Project) -> None:
     assert "broken" in lines["c"]
     assert "does not exist" in lines["c"]
     assert "- 0002_step.py (1 tenant)" in shown
-    document = project.run("status", "--json").document
+    document = project.run("status", "--json", code=1).document
     assert [(t["tenant"], t["status"], t["pending"]) for t in document["tenants"]] == [
         ("a", "ok", []),
         ("b", "behind", ["0002"]),
@@ -464,8 +464,8 @@ def test_the_life_of_a_tenant(project: Project) -> None:
 def test_drop_asks_for_the_id(project: Project) -> None:
     before = project.dump()
     refused = project.run("tenant", "drop", "--id", "a", code=1, answer="A\n")
-    assert "'A' is not 'a'; nothing was dropped" in refused.err
-    project.run("tenant", "drop", "--id", "a", code=1, answer="")
+    assert "'A' is not 'a'; nothing was changed" in refused.err
+    project.run("tenant", "drop", "--id", "a", code=2, answer="")
     assert project.dump() == before
     dropped = project.run("tenant", "drop", "--id", "a", answer="a\n")
     assert "dropped tenant a" in dropped.out
@@ -493,7 +493,7 @@ def test_a_bad_id_creates_and_drops_nothing(project: Project) -> None:
         (["create"], "x" * 60),
         (["drop", "--force"], "ghost,tenant_a"),
     ):
-        document = project.run("tenant", *command, "--id", tenant, "--json", code=1).document
+        document = project.run("tenant", *command, "--id", tenant, "--json", code=2).document
         assert document["error"] == "InvalidTenantIdError"
         assert tenant in document["message"]
     assert project.dump() == before

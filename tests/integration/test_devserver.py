@@ -99,6 +99,7 @@ class User:
     def end(self, with_signal: signal.Signals | None = None) -> tuple[int, str, str]:
         if with_signal is not None:
             os.killpg(self.process.pid, with_signal)
+            self.process.wait(30)  # before its stdin ends, which would end it as well
         out, err = self.process.communicate(timeout=30)
         return self.process.returncode, out, err
 

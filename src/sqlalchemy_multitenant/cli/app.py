@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
@@ -17,11 +18,31 @@ from .common import print_json
 
 app = typer.Typer(
     name="multitenant",
-    help="Multi-tenancy for SQLAlchemy and PostgreSQL: tenants, and migrations over all of them.",
+    help="Multi-tenancy for SQLAlchemy and PostgreSQL: tenants, and migrations over all of them. "
+    "Exits with 0 when done, 1 when something failed, 2 on wrong usage, 130 on Ctrl-C.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(version("sqlalchemy-multitenant"))
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    del version
+
+
 app.command("init")(init.init)
 app.command("demo")(demo.demo)
 app.command("generate")(generate.generate)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, ParamSpec
 
 import typer
 
-from ..errors import ConfigurationError, MultitenantError
+from ..errors import ConfigurationError, InvalidTenantIdError, MultitenantError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,7 +31,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE_OR_MODULE[:ATTR]",
-        help="Where the TenantConfig is. Else $MULTITENANT_CONFIG, [tool.multitenant] in pyproject.toml, "
+        help="Where the TenantConfig is. Else $MULTITENANT_CONFIG, \\[tool.multitenant] in pyproject.toml, "
         "or ./tenant_config.py.",
         show_default=False,
     ),
@@ -39,13 +39,18 @@ ConfigOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
 
+PIPED_WIDTH = 4096
+"""Of tables that a program reads."""
+
+_KINDS = {1: "Failed", 2: "UsageError"}
+
+
 def console(*, stderr: bool = False) -> Console:
-    """A Rich console that leaves text alone where no terminal reads it."""
+    """A Rich console that neither wraps nor cuts anything where no terminal reads it."""
     from rich.console import Console
 
-    return Console(
-        stderr=stderr, highlight=False, soft_wrap=not (sys.stderr if stderr else sys.stdout).isatty()
-    )
+    piped = not (sys.stderr if stderr else sys.stdout).isatty()
+    return Console(stderr=stderr, highlight=False, soft_wrap=piped, width=PIPED_WIDTH if piped else None)
 
 
 def print_json(document: Any) -> None:
@@ -55,15 +60,22 @@ def print_json(document: Any) -> None:
     out.flush()
 
 
-def fail(message: str, code: int, *, as_json: bool = False, kind: str = "error") -> NoReturn:
+def fail(message: str, code: int, *, as_json: bool = False, kind: str | None = None) -> NoReturn:
     """Report an error and end."""
     if as_json:
-        print_json({"error": kind, "message": message})
+        print_json({"error": kind or _KINDS[code], "message": message})
     else:
         from rich.markup import escape
 
         console(stderr=True).print(f"[bold red]error:[/] {escape(message)}")
     raise typer.Exit(code)
+
+
+def warn(message: str) -> None:
+    """Say something on stderr."""
+    from rich.markup import escape
+
+    console(stderr=True).print(f"[yellow]note:[/] {escape(message)}")
 
 
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
@@ -77,7 +89,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         try:
             with elsewhere:
                 command(*args, **kwargs)
-        except ConfigurationError as error:
+        except (ConfigurationError, InvalidTenantIdError) as error:
             fail(str(error), 2, as_json=as_json, kind=type(error).__name__)
         except MultitenantError as error:
             fail(str(error), 1, as_json=as_json, kind=type(error).__name__)
@@ -148,13 +160,16 @@ def _reference(where: str | None) -> tuple[str, str]:
     if pyproject.is_file():
         try:
             settings = tomllib.loads(pyproject.read_text(encoding="utf-8"))
-        except tomllib.TOMLDecodeError as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise ConfigurationError("pyproject.toml", str(pyproject), f"not valid TOML: {error}") from error
-        section = settings.get("tool", {}).get("multitenant", {})
+        tools = settings.get("tool", {})
+        section = tools.get("multitenant", {}) if isinstance(tools, dict) else tools
         if not isinstance(section, dict):
             raise ConfigurationError(
                 "tool.multitenant", section, 'a table: [tool.multitenant] config = "..."'
             )
+        if unknown := sorted(section.keys() - {"config"}):
+            raise ConfigurationError("tool.multitenant", ", ".join(unknown), "there is `config` alone")
         value = section.get("config")
         if value:
             return "tool.multitenant.config", str(value)
@@ -239,6 +254,12 @@ def confirm(question: str, answer: str, flag: str, *, as_json: bool) -> None:
     """Ask on stderr; end where something else than `answer` is typed. `flag` is what spares the question."""
     if as_json:
         fail(f"nobody can be asked here: add {flag}", 2, as_json=as_json)
-    typed = typer.prompt(question, err=True)
+    try:
+        typed = typer.prompt(question, err=True)
+    except typer.Abort:
+        sys.stderr.write("\n")
+        if sys.stdin.isatty():
+            raise KeyboardInterrupt from None
+        fail(f"nobody answers: add {flag}", 2)
     if typed != answer:
         fail(f"{typed!r} is not {answer!r}; nothing was changed", 1)

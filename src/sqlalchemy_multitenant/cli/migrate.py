@@ -14,6 +14,7 @@ from .common import (
     load_config,
     parse_canary,
     reports_errors,
+    warn,
 )
 
 AllOption = Annotated[bool, typer.Option("--all", help="Every tenant.")]
@@ -84,8 +85,11 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
                 progress.start(len(members))
                 run = migrator.mark if mark_applied else migrator.migrate
                 report = run(members, **options, on_progress=progress.update)
+        behind = [] if shared else migrator.status_shared().pending
         edited = migrator.edited_revisions()
         verb = "marked" if mark_applied else "migrated"
         went_well = render_report(first, report, verb=verb, edited=edited, as_json=as_json)
+        if behind:
+            warn(f"{len(behind)} revisions are pending in the shared schema: multitenant migrate --shared")
     if not went_well:
         raise typer.Exit(1)

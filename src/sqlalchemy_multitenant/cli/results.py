@@ -15,9 +15,10 @@ SHOWN = 5
 """How many tenants a plan names."""
 
 
-def result_json(result: TenantResult) -> dict[str, Any]:
-    """One tenant's result for programs."""
+def result_json(result: TenantResult, kind: str) -> dict[str, Any]:
+    """One tenant's result, or the shared schema's (`kind` is `shared`), for programs."""
     return {
+        "type": kind,
         "tenant": result.tenant,
         "state": result.state.value,
         "from": list(result.start),
@@ -53,7 +54,10 @@ def render_report(
                 "failed": whole.failed,
                 "stopped": whole.stopped,
                 "edited": [{"type": e.kind, "revision": e.revision, "name": e.name} for e in edited],
-                "details": [result_json(result) for result in whole.details],
+                "details": [
+                    *([result_json(shared, "shared")] if shared else []),
+                    *(result_json(result, "tenant") for result in tenants.details),
+                ],
             }
         )
     else:
@@ -111,7 +115,8 @@ def render_plans(plans: Sequence[FleetPlan], *, as_json: bool) -> None:
         out.print("Nothing is pending.")
     for plan in plans:
         start, end = (", ".join(heads) or "nothing" for heads in (plan.plan.start, plan.plan.end))
-        tenants = f"{len(plan.tenants)} tenants: {_some(plan.tenants)}"
+        number = len(plan.tenants)
+        tenants = f"{number} tenant{'s' if number != 1 else ''}: {_some(plan.tenants)}"
         who = "the shared schema" if plan.kind == "shared" else tenants
         out.print(f"[bold]-- {escape(start)} -> {escape(end)}[/], {escape(who)}")
         out.print(escape(plan.plan.sql))

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from .common import ConfigOption, JsonOption, console, load_config, parse_ids, print_json, reports_errors
+from .results import warn_of_edits
 
 if TYPE_CHECKING:
     from ..migrations.report import TenantMigrationStatus
@@ -26,55 +28,68 @@ def status(
 
     with Migrator(load_config(config)) as migrator:
         found = migrator.status(None if tenants is None else parse_ids(tenants, "--tenants"))
+        shared = migrator.status_shared()
         names = {r.id: r.name for r in migrator.tenant_history.revisions()}
+        edited = migrator.edited_revisions()
     pending = Counter(revision for tenant in found for revision in tenant.pending)
     if as_json:
         print_json(
             {
-                "tenants": [
-                    {
-                        "tenant": t.tenant,
-                        "schema": t.schema,
-                        "revisions": list(t.heads),
-                        "applied": t.applied,
-                        "pending": list(t.pending),
-                        "status": t.state,
-                        "suspended": t.suspended,
-                        "problem": t.problem,
-                    }
-                    for t in found
-                ],
+                "shared": _status_json(shared),
+                "tenants": [_status_json(tenant) for tenant in found],
                 "pending": [{"revision": r, "tenants": pending[r]} for r in names if r in pending],
+                "edited": [{"type": e.kind, "revision": e.revision, "name": e.name} for e in edited],
             }
         )
-        return
-    render(found, [(names[r], pending[r]) for r in names if r in pending])
+    else:
+        render(shared, found, [(names[r], pending[r]) for r in names if r in pending])
+        warn_of_edits(edited)
+    if any(status.problem for status in (shared, *found)):
+        raise typer.Exit(1)
 
 
-def render(found: list[TenantMigrationStatus], pending: list[tuple[str, int]]) -> None:
+def _status_json(status: TenantMigrationStatus) -> dict[str, Any]:
+    return {
+        "tenant": status.tenant,
+        "schema": status.schema,
+        "revisions": list(status.heads),
+        "applied": status.applied,
+        "pending": list(status.pending),
+        "status": status.state,
+        "suspended": status.suspended,
+        "problem": status.problem,
+    }
+
+
+def render(
+    shared: TenantMigrationStatus, found: list[TenantMigrationStatus], pending: list[tuple[str, int]]
+) -> None:
     """The table, and below it what is pending."""
-    from rich.markup import escape
     from rich.table import Table
 
     out = console()
-    if not found:
-        out.print("There are no tenants yet: multitenant tenant create --id acme")
-        return
     table = Table("Tenant", "Schema", "Revision", "Applied", "Pending", "Status")
+    if shared.heads or shared.pending or shared.problem:
+        table.add_row("[dim]shared[/]", *_cells(shared), end_section=True)
     for tenant in found:
-        table.add_row(
-            escape(tenant.tenant),
-            escape(tenant.schema),
-            ", ".join(tenant.heads) or "-",
-            str(tenant.applied),
-            str(len(tenant.pending)),
-            STYLES[tenant.state]
-            + (f" {escape(tenant.problem)}" if tenant.problem else "")
-            + (" (suspended)" if tenant.suspended else ""),
-        )
-    out.print(table)
+        table.add_row(escape(tenant.tenant), *_cells(tenant))
+    if table.row_count:
+        out.print(table)
+    if shared.pending:
+        out.print(f"\n{len(shared.pending)} pending in the shared schema: {', '.join(shared.pending)}")
     if pending:
         out.print("\nPending migrations:")
         for name, count in pending:
-            out.print(f"- {name} ({count} tenant{'s' if count != 1 else ''})")
-        out.print("\nRun [bold]multitenant migrate --all[/] to apply them.")
+            out.print(f"- {escape(name)} ({count} tenant{'s' if count != 1 else ''})")
+    if pending or shared.pending:
+        flags = " ".join([*(["--shared"] if shared.pending else []), *(["--all"] if pending else [])])
+        out.print(f"\nRun [bold]multitenant migrate {flags}[/] to apply them.")
+    if not found:
+        out.print("There are no tenants yet: multitenant tenant create --id acme")
+
+
+def _cells(status: TenantMigrationStatus) -> tuple[str, ...]:
+    state = STYLES[status.state] + (f" {escape(status.problem)}" if status.problem else "")
+    suspended = " (suspended)" if status.suspended else ""
+    numbers = (str(status.applied), str(len(status.pending)))
+    return escape(status.schema), escape(", ".join(status.heads)) or "-", *numbers, state + suspended

@@ -11,7 +11,7 @@ from .common import ConfigOption, JsonOption, confirm, console, load_config, pri
 if TYPE_CHECKING:
     from ..catalog.records import TenantRecord
 
-app = typer.Typer(help="Create, list and drop tenants.", no_args_is_help=True)
+app = typer.Typer(help="Create, list, suspend, activate and drop tenants.", no_args_is_help=True)
 
 IdOption = Annotated[str, typer.Option("--id", metavar="ID", help="The tenant's id.")]
 

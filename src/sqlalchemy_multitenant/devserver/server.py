@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing.util
 import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -116,7 +117,7 @@ class DevServer:
         if joined:
             # atexit would run this before multiprocessing joins its children, and so take the server
             # from them; it is not run in such a child at all. A negative priority comes after the join.
-            self._at_exit = multiprocessing.util.Finalize(None, self.release, exitpriority=-50)
+            self._at_exit = multiprocessing.util.Finalize(None, self._release_at_exit, exitpriority=-50)
 
     def __repr__(self) -> str:
         return f"<DevServer {str(self.data_dir)!r} pid={self.pid}>"
@@ -159,6 +160,28 @@ class DevServer:
         done = run(self.bin_dir / "createdb", *options, "--template=template0", "--", name)
         if done.returncode:
             raise DevServerError(str(self.data_dir), f"cannot create the database {name!r}", done.stdout)
+
+    def ensure_database(self, name: str) -> None:
+        """Create a database unless it is there.
+
+        Raises:
+            DevServerError: the server refuses.
+        """
+        if name == "postgres":  # every server has it
+            return
+        try:
+            self.create_database(name)
+        except DevServerError as error:
+            if "already exists" not in error.log_tail:
+                raise
+
+    def _release_at_exit(self) -> None:
+        try:
+            self.release()
+        except KeyboardInterrupt:
+            # The server has got already what ends it. To die of the signal is to say so without a traceback.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            signal.raise_signal(signal.SIGINT)
 
     def release(self) -> None:
         """Leave the server, which stops when its last user has left. May be called again.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import weakref
 from typing import Any
@@ -16,7 +17,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only
 
 from ..config import TenantConfig
-from ..errors import ConfigurationError, NoTenantError
+from ..errors import ConfigurationError, MissingExtraError, NoTenantError
 from ..events import call_hook
 from ..isolation.scope import SCOPE_OPTION
 from ..isolation.sqltext import find_transaction_control
@@ -31,8 +32,14 @@ registry.register("postgresql.multitenant_asyncpg", f"{_PACKAGE}.asyncpg", "Scop
 
 
 def scoped_url(url: URL, *, is_async: bool) -> URL:
-    """`url` with the scoped dialect of its driver. Threads always use psycopg."""
+    """`url` with the scoped dialect of its driver. Threads always use psycopg.
+
+    Raises:
+        MissingExtraError: asyncpg is not installed.
+    """
     driver = url.drivername.partition("+")[2] if is_async else "psycopg"
+    if driver == "asyncpg" and importlib.util.find_spec("asyncpg") is None:
+        raise MissingExtraError("postgresql+asyncpg://", "asyncpg")
     return url.set(drivername=f"postgresql+multitenant_{driver}")
 
 

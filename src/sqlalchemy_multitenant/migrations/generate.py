@@ -25,6 +25,7 @@ from ..errors import MigrationError
 from ..isolation.run import run_sql
 from ..naming import SchemaName, quote_ident, quote_literal
 from .apply import apply_plan
+from .enums import add_enums, enums_of, read_enums
 from .history import ALEMBIC_LOCK, History
 from .plan import Destination, Heads, Timeouts
 from .report import SHARED
@@ -69,7 +70,9 @@ def generate(
     Raises:
         MigrationError: the models cannot be compared, or an existing revision fails.
     """
-    if not name or not name.strip():
+    # It becomes part of a file's name, and of the docstring in it.
+    name = " ".join(name.replace('"', "'").replace("\\", "/").split())
+    if not name:
         raise MigrationError("a revision needs a name: --name add-user-avatar")
     if kind not in (None, "tenant", SHARED):
         raise MigrationError(f"type {kind!r} is neither 'tenant' nor 'shared'")
@@ -91,6 +94,7 @@ def generate(
                     # The tenants' foreign keys may point at the tables that were just added.
                     scratch.build(shared_history, shared, (shared, *extra))
             if kind in (None, "tenant"):
+                tenant_history.config.attributes["requires_shared"] = next(iter(shared_history.heads()), None)
                 scratch.build(tenant_history, tenant, (tenant, shared, *extra))
                 written += scratch.compare(tenant_history, tenant, schemas.tenant, name)
         except BaseException:
@@ -160,7 +164,7 @@ class _Scratch:
         run_sql(self._connection, f"SET LOCAL search_path TO {path}")
         if not history.exists:
             return
-        to = Destination("scratch", schema, tuple(search_path))
+        to = Destination(f"the scratch schema of {history.label}", schema, tuple(search_path))
         for goal in ("heads",) if target is None else target:
             plan = history.plan_upgrade(self._heads(history, schema), goal)
             if not plan.is_empty:
@@ -216,14 +220,18 @@ class _Scratch:
             # On the object alone: Alembic picks the class by dialect, for the whole process.
             environment.get_context().impl.__class__ = _ComparingImpl
             environment.run_migrations()
-        operations = context.generated_revisions[-1].upgrade_ops
-        if operations is None or operations.is_empty():
+        generated = context.generated_revisions[-1]
+        operations = generated.upgrade_ops
+        if operations is None:
             return []
-        changes = tuple(_describe(diff) for diff in operations.as_diffs())
+        changes = [_describe(diff) for diff in operations.as_diffs()]
+        changes += add_enums(generated, enums_of(models), read_enums(self._connection, schema))
+        if not changes:
+            return []
         with ALEMBIC_LOCK:
             (script,) = [s for s in context.generate_scripts() if s is not None]
         history.reload()
-        return [GeneratedRevision(history.label, str(script.revision), Path(script.path), changes)]
+        return [GeneratedRevision(history.label, str(script.revision), Path(script.path), tuple(changes))]
 
 
 class _ComparingImpl(PostgresqlImpl):

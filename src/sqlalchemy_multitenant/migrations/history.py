@@ -21,6 +21,7 @@ from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
 from alembic.runtime.migration import RevisionStep
 from alembic.script import Script, ScriptDirectory
+from alembic.script.revision import RevisionError
 from alembic.util import CommandError
 from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
@@ -330,13 +331,13 @@ class _Translated:
         return None
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, CommandError):
+        if isinstance(error, CommandError | RevisionError):
             raise MigrationError(f"{error} (in {self.history.directory})") from error
         if isinstance(error, UserWarning | KeyError):
             raise MigrationError(
                 f"the revisions in {self.history.directory} do not connect: {error}"
             ) from error
-        if isinstance(error, SyntaxError | ImportError | NameError):
+        if isinstance(error, SyntaxError | ImportError | NameError | AttributeError | TypeError):
             raise MigrationError(
                 f"a revision in {self.history.directory} cannot be loaded: {type(error).__name__}: {error}"
             ) from error

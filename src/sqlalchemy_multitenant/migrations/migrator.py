@@ -34,6 +34,7 @@ from .report import (
     TenantMigrationStatus,
     TenantResult,
 )
+from .requirements import require_shared
 from .run import FleetRun, Job, LedgerJournal
 from .runner import Bookkeeping, SchemaRunner, Way
 
@@ -233,7 +234,7 @@ class Migrator:
         stopped, run = None, None
         if jobs or failed:
             if kind == "migrate":
-                self._require_shared(plans)
+                require_shared(plans, self.tenant_history, self.shared_history, lambda: self._shared()[1])
             run, stopped = self._work(kind, jobs, failed, len(members), options, results)
         self._note_sources(results.values())
         details = tuple(results[member.id] for member in members)
@@ -376,31 +377,12 @@ class Migrator:
         to = Destination(SHARED, name, (name, *schemas.extra_search_path))
         return to, self._heads_of([name])[name] or ()
 
-    def _require_shared(self, plans: Iterable[MigrationPlan]) -> None:
-        """Refuse to run tenants' revisions that build on a shared one which is not there yet."""
-        wanted = {
-            (needed, revision.id)
-            for plan in plans
-            for revision in plan.revisions
-            if (needed := self.tenant_history.required_shared(revision.id)) is not None
-        }
-        if not wanted:
-            return
-        applied = {revision.id for revision in self.shared_history.applied(self._shared()[1])}
-        for needed, revision in sorted(wanted):
-            if self.shared_history.resolve(needed) not in applied:
-                raise MigrationError(
-                    f"it builds on shared revision {needed!r}, which is not applied: run "
-                    "`multitenant migrate --shared`, or add --shared to this run",
-                    revision=revision,
-                )
-
     # -- who and where ------------------------------------------------------------------------------
 
     def _tenant(self, member: Member) -> Destination:
         schemas = self.config.schemas
         path = (member.schema, schemas.shared_schema, *schemas.extra_search_path)
-        return Destination(member.id, member.schema, path)
+        return Destination(member.id, member.schema, path, member.id)
 
     def install_catalog(self) -> None:
         """Install the catalog of tenants, unless the application has its own discovery."""
@@ -528,7 +510,7 @@ class Migrator:
         for member in members:
             at = heads[member.schema]
             if at not in known:
-                known[at] = self._standing(at)
+                known[at] = self._standing(at, self.tenant_history)
             applied, pending, problem = known[at]
             found.append(
                 TenantMigrationStatus(
@@ -543,14 +525,23 @@ class Migrator:
             )
         return found
 
-    def _standing(self, heads: Heads | None) -> tuple[int, tuple[str, ...], str | None]:
+    def status_shared(self) -> TenantMigrationStatus:
+        """Where the shared schema stands."""
+        to, heads = self._shared()
+        applied, pending, problem = self._standing(heads, self.shared_history)
+        return TenantMigrationStatus(
+            tenant=SHARED, schema=to.schema, heads=heads, applied=applied, pending=pending, problem=problem
+        )
+
+    @staticmethod
+    def _standing(heads: Heads | None, history: History) -> tuple[int, tuple[str, ...], str | None]:
         if heads is None:
             return 0, (), "its schema does not exist"
         try:
-            pending = tuple(r.id for r in self.tenant_history.pending(heads))
+            pending = tuple(r.id for r in history.pending(heads))
         except MigrationError as error:
             return 0, (), str(error)
-        return len(self.tenant_history.revisions()) - len(pending), pending, None
+        return len(history.revisions()) - len(pending), pending, None
 
     def plan(
         self, tenants: Iterable[str] | None = None, *, shared: bool = False, mark: bool = False

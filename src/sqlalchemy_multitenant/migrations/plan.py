@@ -22,11 +22,13 @@ class Destination:
         name: whose it is: a tenant's id, or `shared`.
         schema: its name.
         search_path: the schemas that the statements see, its own first.
+        tenant: the tenant whose it is; None for the shared schema, and for a scratch one.
     """
 
     name: str
     schema: SchemaName
     search_path: tuple[str, ...]
+    tenant: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

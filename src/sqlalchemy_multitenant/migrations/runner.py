@@ -151,11 +151,11 @@ def transient_reason(error: BaseException) -> str | None:
 
 def _translated(error: BaseException, to: Destination) -> BaseException:
     if isinstance(error, MigrationError) and error.tenant is None:
-        named = MigrationError(error.reason, to.name, error.revision)
+        named = MigrationError(error.reason, to.tenant, error.revision)
         named.__cause__ = error.__cause__ or error
         return named
     if isinstance(error, MigrationError | TenantError):
         return error
-    wrapped = MigrationError(f"{type(error).__name__}: {error}", to.name)
+    wrapped = MigrationError(f"{type(error).__name__}: {error}", to.tenant)
     wrapped.__cause__ = error
     return wrapped

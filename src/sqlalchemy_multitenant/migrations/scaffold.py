@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from .generate import prepare_folder
 from .templates import CONFIG_TEMPLATE, MODELS_TEMPLATE
 
 
+def _database_name(directory: Path) -> str:
+    """The folder's name, as far as it can be a database's."""
+    return re.sub(r"[^a-z0-9_]+", "_", directory.resolve().name.lower()).strip("_")[:50] or "app"
+
+
 def scaffold(directory: Path) -> tuple[list[Path], list[Path]]:
     """Write the configuration, the models and the folders for revisions; returns the files written, and
     those that were there and were kept."""
     written, kept = [], []
-    for name, content in (("tenant_config.py", CONFIG_TEMPLATE), ("models.py", MODELS_TEMPLATE)):
+    config = CONFIG_TEMPLATE.replace("{database}", _database_name(directory))
+    for name, content in (("tenant_config.py", config), ("models.py", MODELS_TEMPLATE)):
         path = directory / name
         if path.exists():
             kept.append(path)

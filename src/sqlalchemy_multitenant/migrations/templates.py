@@ -16,6 +16,10 @@ revision: str = ${repr(up_revision)}
 down_revision: str | Sequence[str] | None = ${repr(down_revision)}
 branch_labels: str | Sequence[str] | None = ${repr(branch_labels)}
 depends_on: str | Sequence[str] | None = ${repr(depends_on)}
+% if config.attributes.get("requires_shared"):
+# The shared revision that has to be there first.
+requires_shared: str | None = ${repr(config.attributes["requires_shared"])}
+% endif
 
 
 def upgrade() -> None:
@@ -36,8 +40,8 @@ from sqlalchemy_multitenant import Connection, Isolation, Migrations, Schemas, T
 here = Path(__file__).parent
 
 config = TenantConfig(
-    # Without a url: $DATABASE_URL, or else the embedded server, if its extra is installed.
-    connection=Connection(pool_size=10),
+    # Without a url: $DATABASE_URL, or else this database on the embedded server, if its extra is installed.
+    connection=Connection(embedded_database="{database}", pool_size=10),
     isolation=Isolation(strategy="schema", schema_name="tenant_{id}"),
     schemas=Schemas(tenant=TenantBase, shared=SharedBase),
     migrations=Migrations(

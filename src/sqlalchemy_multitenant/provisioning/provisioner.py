@@ -32,7 +32,8 @@ from ..isolation.run import run_sql
 from ..migrations.apply import apply_plan, lock_key, settings_sql
 from ..migrations.fleet import read_heads
 from ..migrations.history import History, dialect_of
-from ..migrations.plan import Destination, MigrationPlan, Timeouts
+from ..migrations.plan import Destination, Heads, MigrationPlan, Timeouts
+from ..migrations.requirements import require_shared
 from ..naming import SchemaName, SchemaNaming, TenantId, parse_tenant_id, quote_ident
 from .models import plan_tables
 
@@ -51,6 +52,8 @@ class Provisioner:
         self._closed = False
         folder, table = Path(config.migrations.tenant_dir), config.migrations.version_table
         self._history = History(folder, table, "tenant", lambda: self._dialect)
+        shared = Path(config.migrations.shared_dir)
+        self._shared_history = History(shared, table, "shared", lambda: self._dialect)
         self._installed = False
 
     @property
@@ -123,9 +126,16 @@ class Provisioner:
             self._refuse_lost_history(tenant)
             return None
         try:
-            return self._history.plan_upgrade(())
+            plan = self._history.plan_upgrade(())
+            require_shared([plan], self._history, self._shared_history, self._read_shared_heads)
         except MigrationError as error:
             raise ProvisioningError(tenant, f"nothing was created: {error}") from error
+        return plan
+
+    def _read_shared_heads(self) -> Heads:
+        name = SchemaName(self.config.schemas.shared_schema)
+        with self.engine.connect() as connection:
+            return read_heads(connection, [name], self._history.version_table)[name] or ()
 
     def _create(
         self,
@@ -144,7 +154,7 @@ class Provisioner:
         run_sql(connection, f"CREATE SCHEMA {quote_ident(schema)}")
         path = (schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
         if plan is not None:
-            apply_plan(connection, plan, self._history, Destination(tenant, schema, path), timeouts)
+            apply_plan(connection, plan, self._history, Destination(tenant, schema, path, tenant), timeouts)
             return
         run_sql(connection, settings_sql(path, timeouts))
         for statement in plan_tables(self.config.schemas.tenant):
