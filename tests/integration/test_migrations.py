@@ -6,18 +6,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
-from textwrap import dedent, indent
 
 import pytest
-from sqlalchemy import URL, Column, Engine, Integer, MetaData, String, Table, create_engine, text
+from sqlalchemy import URL, Column, Engine, Integer, MetaData, String, Table, text
 from sqlalchemy import Connection as CoreConnection
 
 from sqlalchemy_multitenant import (
     ConfigurationError,
     Connection,
-    Isolation,
     MigrationError,
     Migrations,
     Migrator,
@@ -28,79 +25,7 @@ from sqlalchemy_multitenant import (
     TenantNotFoundError,
 )
 from sqlalchemy_multitenant.migrations.report import MigrationState
-
-Write = Callable[..., None]
-
-tenant_models = MetaData()
-Table("items", tenant_models, Column("id", Integer, primary_key=True), Column("name", String))
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "tenant"
-
-
-@pytest.fixture
-def write(folder: Path) -> Write:
-    """Writes a revision file into the tenants' history."""
-    (folder / "versions").mkdir(parents=True)
-
-    def write(
-        revision: str, after: str | None, upgrade: str, *, imports: str = "", down: str = "pass"
-    ) -> None:
-        body = f'''"""revision {revision}"""
-import sqlalchemy as sa
-from alembic import context, op
-{imports}
-revision = {revision!r}
-down_revision = {after!r}
-
-def upgrade():
-{indent(dedent(upgrade).strip(), "    ")}
-
-def downgrade():
-{indent(down, "    ")}
-'''
-        (folder / "versions" / f"{revision}_test.py").write_text(body, encoding="utf-8")
-
-    return write
-
-
-@pytest.fixture
-def config(empty_url: URL, folder: Path, tmp_path: Path) -> TenantConfig:
-    return TenantConfig(
-        connection=Connection(url=empty_url),
-        isolation=Isolation(),
-        schemas=Schemas(tenant=tenant_models),
-        migrations=Migrations(tenant_dir=folder, shared_dir=tmp_path / "shared", lock_timeout_s=1.0),
-    )
-
-
-@pytest.fixture
-def db(empty_url: URL):  # type: ignore[no-untyped-def]
-    engine = create_engine(empty_url)
-    yield engine
-    engine.dispose()
-
-
-FIRST = (
-    'op.create_table("items", sa.Column("id", sa.Integer, primary_key=True), sa.Column("name", sa.String))'
-)
-
-
-def fleet(config: TenantConfig, count: int) -> list[str]:
-    """Create so many tenants at the newest revision."""
-    names = [f"t{i:02d}" for i in range(count)]
-    with TenantManager(config) as manager:
-        for name in names:
-            manager.create_tenant(name)
-    return names
-
-
-def rows(db: Engine, tenant: str, sql: str) -> list[object]:
-    with db.connect() as connection:
-        connection.exec_driver_sql(f"SET LOCAL search_path TO tenant_{tenant}")
-        return list(connection.execute(text(sql)).scalars())
+from tests.integration.fleet import FIRST, Write, fleet, rows, tenant_models
 
 
 def test_a_whole_fleet_moves_forward(config: TenantConfig, write: Write, db: Engine) -> None:

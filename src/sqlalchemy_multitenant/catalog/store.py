@@ -11,7 +11,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import JSONB
 
-from ..errors import TenantCollisionError, TenantExistsError, TenantNotFoundError
+from ..errors import TenantExistsError, TenantNotFoundError
 from ..isolation.run import run_sql
 from ..naming import SchemaName, TenantId
 from .records import TenantRecord, TenantStatus
@@ -73,30 +73,26 @@ class CatalogStore:
 
     def add(
         self, connection: Connection, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]
-    ) -> None:
-        """Record a new tenant, or one that was dropped and comes again.
+    ) -> TenantRecord:
+        """Record a new tenant, or one that was dropped and comes again; returns its record.
 
         Waits where another transaction is adding the same id or schema.
 
         Raises:
             TenantExistsError: the id is taken.
-            TenantCollisionError: another tenant has the schema.
+            IntegrityError: another tenant has the schema.
         """
-        owner = connection.scalar(
-            text(f"SELECT id FROM {self._table} WHERE schema_name = :schema AND id <> :id"),
-            {"schema": schema, "id": tenant},
-        )
-        if owner is not None:
-            raise TenantCollisionError(tenant, schema, owner)
         statement = text(
             f"INSERT INTO {self._table} AS t (id, schema_name, metadata) VALUES (:id, :schema, :metadata) "
             "ON CONFLICT (id) DO UPDATE SET status = 'active', schema_name = excluded.schema_name, "
             "metadata = excluded.metadata, created_at = now(), updated_at = now(), dropped_at = NULL "
-            "WHERE t.status = 'dropped' RETURNING id"
+            f"WHERE t.status = 'dropped' RETURNING {_COLUMNS}"
         ).bindparams(bindparam("metadata", type_=JSONB))
-        added = connection.scalar(statement, {"id": tenant, "schema": schema, "metadata": dict(metadata)})
+        values = {"id": tenant, "schema": schema, "metadata": dict(metadata)}
+        added = connection.execute(statement, values).one_or_none()
         if added is None:
             raise TenantExistsError(tenant)
+        return _record(added)
 
     def set_status(self, connection: Connection, tenant: TenantId, status: TenantStatus) -> None:
         """Suspend or activate a tenant; in force at the next BEGIN of every process.

@@ -134,11 +134,14 @@ def apply_plan(
     to: Destination,
     timeouts: Timeouts,
     *,
-    before_commit: Sequence[str] = (),
+    is_new: bool = False,
 ) -> None:
     """Bring a schema from `plan.start` to `plan.end` in the connection's transaction, which the caller
     commits. What asks to be run outside of transactions is run inside, without CONCURRENTLY: for schemas that
     nobody uses yet.
+
+    Args:
+        is_new: the schema was made just now, and is empty.
 
     Raises:
         SchemaLockedError: another migrator has it.
@@ -146,7 +149,7 @@ def apply_plan(
         TenantNotFoundError: the schema is gone.
         MigrationError: a statement failed; says which, of which revision.
     """
-    _Application(connection, plan, history, to, timeouts, before_commit).run_inside()
+    _Application(connection, plan, history, to, timeouts, ()).run_inside(is_new=is_new)
 
 
 def migrate_schema(
@@ -196,9 +199,9 @@ class _Application:
 
     # -- in somebody's transaction --------------------------------------------------------------------
 
-    def run_inside(self) -> None:
+    def run_inside(self, *, is_new: bool) -> None:
         with self._explained():
-            self._open(has_record=self._has_record())
+            self._open(has_record=not is_new and self._has_record())
             for segment in self._plan.segments:
                 if segment.kind is SegmentKind.ONLINE:
                     self._run_online(segment, in_transaction=True)
@@ -211,29 +214,38 @@ class _Application:
 
     def run_alone(self, shared_schema: str) -> None:
         try:
-            with self._explained():
-                if self._plan.has_borders:
-                    with self._locked_session():
-                        self._run_parts(steps.Steps(shared_schema, self._to.schema))
-                else:
-                    self._run_whole(has_record=bool(self._plan.start))
-        except PlanOutdatedError as outdated:
-            if outdated.found != self._plan.start:
-                raise
-            with self._explained():  # an empty version table, and not none
-                self._run_whole(has_record=True)
+            if self._plan.has_borders:
+                with self._explained(), self._locked_session():
+                    self._run_parts(steps.Steps(shared_schema, self._to.schema))
+            else:
+                self._run_from(has_record=bool(self._plan.start))
         except BaseException:
             _roll_back(self._driver)
             raise
+        finally:
+            if not self._driver.closed:
+                self._forget_transaction()
+
+    def _run_from(self, *, has_record: bool) -> None:
+        try:
+            with self._explained():
+                self._run_whole(has_record=has_record)
+        except PlanOutdatedError as outdated:
+            if has_record or outdated.found != self._plan.start:
+                raise
+            self._run_from(has_record=True)  # there is a version table, and it is empty
 
     def _run_whole(self, *, has_record: bool) -> None:
         self._batch.add("BEGIN")
+        # The run ends with a commit that waits for the disk, and so for all that came before it. Should the
+        # server die earlier, a tenant is where it was, and its record says so
+        # (https://www.postgresql.org/docs/current/wal-async-commit.html).
+        self._batch.add("SET LOCAL synchronous_commit = off")
         self._open(has_record=has_record)
         for segment in self._plan.segments:
             self._run_segment(segment)
         self._close()
-        self._batch.add("COMMIT")
-        self._batch.send()
+        self._commit()
 
     def _run_parts(self, progress: steps.Steps) -> None:
         """Where a transaction ends in the middle of a revision, what of it was done is noted in the same
@@ -264,6 +276,12 @@ class _Application:
     def _commit(self) -> None:
         self._batch.add("COMMIT")
         self._batch.send()
+        self._forget_transaction()
+
+    def _forget_transaction(self) -> None:
+        """The server is in none; now SQLAlchemy knows it as well, and sends nothing."""
+        if self._connection.in_transaction():
+            self._connection.rollback()
 
     def _begin_again(self) -> None:
         self._batch.add("BEGIN")
@@ -395,8 +413,12 @@ class _Application:
         self._batch.send()
         revision = segment.revision
         assert revision is not None  # noqa: S101 - an online segment has one
-        if not in_transaction:
-            self._connection.rollback()  # SQLAlchemy's own account of it; the server is in none
+        if in_transaction:
+            # As far as SQLAlchemy knows, too: a Session on the connection must not take it for its own.
+            if not self._connection.in_transaction():
+                self._connection.begin()
+        else:
+            self._forget_transaction()
             settings = settings_sql(self._to.search_path, self._timeouts, local=False)
             send_all(self._driver, [settings.encode()])
         self._observed(

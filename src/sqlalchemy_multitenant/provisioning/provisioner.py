@@ -62,7 +62,9 @@ class Provisioner:
             if self._closed:
                 raise RuntimeError("this manager is closed; build a new one")
             if self._engine is None:
-                self._engine = make_admin_engine(self.config, self._url, pool_size=2)
+                self._engine = make_admin_engine(
+                    self.config, self._url, pool_size=max(self.config.connection.pool_size, 2)
+                )
             return self._engine
 
     @cached_property
@@ -95,12 +97,11 @@ class Provisioner:
         plan = self._plan(parsed)  # before the transaction: to compile takes a connection as well
         try:
             with self.engine.begin() as connection:
-                self._create(connection, parsed, name, metadata or {}, plan)
+                return self._create(connection, parsed, name, metadata or {}, plan)
         except MigrationError as error:
             raise ProvisioningError(parsed, f"nothing was created: {error}") from error
         except DBAPIError as error:
             raise self._explain(error, parsed, name) from error
-        return self.get(parsed)
 
     def _schema(self, tenant: TenantId, override: str | None) -> SchemaName:
         if override is None:
@@ -144,21 +145,24 @@ class Provisioner:
         schema: SchemaName,
         metadata: Mapping[str, Any],
         plan: MigrationPlan | None,
-    ) -> None:
+    ) -> TenantRecord:
         timeouts = Timeouts.of(self.config)
         if self.members.uses_catalog:
             # First, so that a second creation of the same id waits here and then finds it taken.
-            self.members.store.add(connection, tenant, schema, metadata)
+            record = self.members.store.add(connection, tenant, schema, metadata)
         else:
             self.members.claims.claim(tenant, schema)
+            record = TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)
         run_sql(connection, f"CREATE SCHEMA {quote_ident(schema)}")
         path = (schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
         if plan is not None:
-            apply_plan(connection, plan, self._history, Destination(tenant, schema, path, tenant), timeouts)
-            return
+            to = Destination(tenant, schema, path, tenant)
+            apply_plan(connection, plan, self._history, to, timeouts, is_new=True)
+            return record
         run_sql(connection, settings_sql(path, timeouts))
         for statement in plan_tables(self.config.schemas.tenant):
             run_sql(connection, statement)
+        return record
 
     def _refuse_lost_history(self, tenant: TenantId) -> None:
         """A project without a folder of revisions gets its tables from the models. But where there is a
