@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from .migrations.migrator import Migrator as Migrator
     from .migrations.report import MigrationReport as MigrationReport
 
+    __version__: str
+
 _HOMES = {
     "catalog.records": ("TenantRecord", "TenantStatus"),
     "config": ("Connection", "Isolation", "Metrics", "Migrations", "Schemas", "TenantConfig"),

@@ -110,11 +110,15 @@ class AsyncpgScopedConnection(Guarded, Connection):  # type: ignore[misc]
 
     def arm(self, pid: int) -> None:
         super().arm(pid)
-        self._encoding = self._protocol.get_settings().client_encoding
+        self._encoding = self._read_encoding()
+
+    def _read_encoding(self) -> str:
+        protocol: Any = self._protocol
+        return str(protocol.get_settings().client_encoding)
 
     @property
     def _is_recoded(self) -> bool:
-        return bool(self._protocol.get_settings().client_encoding != self._encoding)
+        return self._read_encoding() != self._encoding
 
     def _announced_pid(self) -> int:
         return int(self.get_server_pid())

@@ -40,10 +40,6 @@ class _Scoped(Guarded):
     """What the sync and the async connection share."""
 
     pgconn: pq.abc.PGconn
-    info: psycopg.ConnectionInfo
-    row_factory: Any
-    prepare_threshold: int | None
-    autocommit: bool
     _notifies_backlog: deque[Any] | None
     _settings: tuple[Any, ...] = ()
 
@@ -72,7 +68,16 @@ class _Scoped(Guarded):
 
     def _encode(self, sql: str) -> bytes:
         # The server reads a message in the encoding that the session has before it.
-        return sql.encode(self.info.encoding)
+        return sql.encode(self._encoding)
+
+    @property
+    def _encoding(self) -> str:
+        driver: Any = self  # what psycopg's own class has
+        return str(driver.info.encoding)
+
+    def _read_settings(self) -> tuple[Any, ...]:
+        driver: Any = self
+        return driver.row_factory, driver.prepare_threshold, driver.autocommit
 
     def _announced_pid(self) -> int:
         return self.pgconn.backend_pid
@@ -83,12 +88,12 @@ class _Scoped(Guarded):
         self.check_unaltered()
         if self._pending is not None or self.pgconn.pipeline_status or not self._between_transactions:
             raise NoTenantError("its last user has left a transaction open")
-        if (self.row_factory, self.prepare_threshold, self.autocommit) != self._settings:
+        if self._read_settings() != self._settings:
             raise NoTenantError("its last user has left settings of the driver")
 
     def arm(self, pid: int) -> None:
         super().arm(pid)
-        self._settings = (self.row_factory, self.prepare_threshold, self.autocommit)
+        self._settings = self._read_settings()
 
     def add_notice_handler(self, callback: Any) -> None:
         self.note_altered("a notice handler")
@@ -219,7 +224,7 @@ class _Scoped(Guarded):
             return None
         last = results[-1]
         values = (last.get_value(0, column) for column in range(last.nfields))
-        encoding = self.info.encoding
+        encoding = self._encoding
         return tuple(None if value is None else bytes(value).decode(encoding) for value in values)
 
     @property
