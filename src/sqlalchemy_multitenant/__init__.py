@@ -34,12 +34,13 @@ if TYPE_CHECKING:
     from .errors import TenantNotFoundError as TenantNotFoundError
     from .errors import TenantSuspendedError as TenantSuspendedError
     from .events import Hooks as Hooks
+    from .events import MigrationHooks as MigrationHooks
     from .manager import TenantManager as TenantManager
     from .manager_async import AsyncTenantManager as AsyncTenantManager
     from .migrations.migrator import Migrator as Migrator
     from .migrations.report import MigrationReport as MigrationReport
 
-    __version__: str
+__version__: str
 
 _HOMES = {
     "catalog.records": ("TenantRecord", "TenantStatus"),
@@ -61,7 +62,7 @@ _HOMES = {
         "TenantNotFoundError",
         "TenantSuspendedError",
     ),
-    "events": ("Hooks",),
+    "events": ("Hooks", "MigrationHooks"),
     "manager": ("TenantManager",),
     "manager_async": ("AsyncTenantManager",),
     "migrations.migrator": ("Migrator",),
@@ -80,6 +81,7 @@ __all__ = [
     "Isolation",
     "Metrics",
     "MigrationError",
+    "MigrationHooks",
     "MigrationReport",
     "Migrations",
     "Migrator",

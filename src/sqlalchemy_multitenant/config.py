@@ -20,7 +20,7 @@ from sqlalchemy import URL, MetaData, make_url
 from sqlalchemy.exc import ArgumentError
 
 from .errors import ConfigurationError
-from .events import Hooks
+from .events import Hooks, MigrationHooks
 from .naming import SchemaNaming, parse_schema_name
 
 DRIVERS = {"postgresql": "psycopg", "postgres": "psycopg"}
@@ -269,6 +269,7 @@ class Migrations:
         lock_timeout_s: seconds a migration waits for a lock before it lets the traffic pass and
             tries again.
         statement_timeout_s: seconds one statement of a migration may take; None for no limit.
+        hooks: what is told of migrations.
     """
 
     tenant_dir: str | Path = "migrations/tenant"
@@ -277,6 +278,7 @@ class Migrations:
     discover: Callable[..., Iterable[str]] | None = None
     lock_timeout_s: float = 3.0
     statement_timeout_s: float | None = None
+    hooks: MigrationHooks = field(default_factory=MigrationHooks)
 
     def __post_init__(self) -> None:
         for name in ("tenant_dir", "shared_dir"):
@@ -299,6 +301,8 @@ class Migrations:
             self.discover,
             "a plain function: it is given a Connection, and runs in a thread where needed",
         )
+        hooks = self.hooks
+        _check(isinstance(hooks, MigrationHooks), "migrations.hooks", hooks, "a MigrationHooks(...)")
         lock, statement = self.lock_timeout_s, self.statement_timeout_s
         _check(_is_finite(lock) and lock > 0, "migrations.lock_timeout_s", lock, "seconds, more than 0")
         _check(

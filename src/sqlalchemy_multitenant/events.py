@@ -1,4 +1,4 @@
-"""Hooks: the application's callables that are told what happens to pools."""
+"""Hooks: the application's callables that are told what happens to pools, and in migrations."""
 
 from __future__ import annotations
 
@@ -37,6 +37,36 @@ class Hooks:
         for name in ("on_pool_created", "on_pool_evicted", "on_error"):
             if not callable(hook := getattr(self, name)):
                 raise ConfigurationError(f"hooks.{name}", hook, "a callable")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MigrationHooks:
+    """Callables that are told of migrations, from the thread that is at work on the tenant: several at one
+    time. What they raise is reported as theirs (`MigrationReport.hook_errors`), and the migration goes on.
+
+    Attributes:
+        before_tenant: called with the tenant's id before anything is done for it.
+        after_tenant: called with the id and the `TenantResult`, failed or not. Tenants with nothing pending
+            have no calls.
+        before_migration, after_migration: called with the id and the revision; the latter with the duration
+            in milliseconds as well. Where one of them is given, each revision is a round trip of its own; it
+            is committed with all the others, and may be tried again.
+    """
+
+    before_tenant: Callable[[str], object] = _nothing
+    after_tenant: Callable[[str, Any], object] = _nothing
+    before_migration: Callable[[str, str], object] = _nothing
+    after_migration: Callable[[str, str, float], object] = _nothing
+
+    def __post_init__(self) -> None:
+        for name in ("before_tenant", "after_tenant", "before_migration", "after_migration"):
+            if not callable(hook := getattr(self, name)):
+                raise ConfigurationError(f"migrations.hooks.{name}", hook, "a callable")
+
+    @property
+    def wants_migrations(self) -> bool:
+        """Whether each revision is to be told."""
+        return self.before_migration is not _nothing or self.after_migration is not _nothing
 
 
 def call_hook(hook: Callable[..., object], *args: object) -> None:

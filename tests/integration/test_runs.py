@@ -11,6 +11,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy_multitenant import (
     ConfigurationError,
     MigrationError,
+    MigrationHooks,
     Migrator,
     ProvisioningError,
     TenantConfig,
@@ -425,6 +426,51 @@ def test_tenants_need_the_shared_revision_they_build_on(
         migrator.migrate_shared()
         assert migrator.migrate_all().succeeded == 1
         manager.create_tenant("new")
+
+
+# -- hooks ------------------------------------------------------------------------------------------
+
+
+def test_hooks_are_told_in_order(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 2)
+    spoil(db, "t01")
+    write("0002", "0001", PRICE)
+    write("0003", "0002", 'op.get_bind().execute(sa.text("SELECT 1"))')
+    write("0004", "0003", FAILS_FOR_SOME)
+    calls: list[tuple[object, ...]] = []
+    hooks = MigrationHooks(
+        before_tenant=lambda tenant: calls.append(("before", tenant)),
+        after_tenant=lambda tenant, result: calls.append(("after", tenant, result.state.value)),
+        before_migration=lambda tenant, revision: calls.append(("begin", tenant, revision)),
+        after_migration=lambda tenant, revision, ms: calls.append(("end", tenant, revision, ms > 0)),
+    )
+    with Migrator(config, hooks=hooks) as migrator:
+        report = migrator.migrate_all(concurrency=1)
+    assert (report.succeeded, report.failed, report.hook_errors) == (1, 1, ())
+    each = [step for r in ("0002", "0003", "0004") for step in (("begin", "t00", r), ("end", "t00", r, True))]
+    assert calls[:8] == [("before", "t00"), *each, ("after", "t00", "done")]
+    assert calls[8:][0] == ("before", "t01")
+    assert calls[8:][-2:] == [("begin", "t01", "0004"), ("after", "t01", "failed")]
+
+
+def test_a_hook_that_raises_is_no_failed_migration(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 2)
+    write("0002", "0001", PRICE)
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("no Slack")
+
+    for hook in ("before_tenant", "after_tenant", "before_migration", "after_migration"):
+        with Migrator(config, hooks=MigrationHooks(**{hook: fail})) as migrator:
+            report = migrator.migrate_all()
+            assert (report.succeeded, report.failed) == (2, 0)
+            assert sorted((e.tenant, e.hook) for e in report.hook_errors) == [("t00", hook), ("t01", hook)]
+        with db.begin() as connection:
+            for tenant in ("t00", "t01"):
+                connection.exec_driver_sql(f"ALTER TABLE tenant_{tenant}.items DROP price")
+                connection.exec_driver_sql(f"UPDATE tenant_{tenant}.alembic_version SET version_num = '0001'")
 
 
 # -- rivals -----------------------------------------------------------------------------------------

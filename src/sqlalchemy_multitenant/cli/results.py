@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .common import console, print_json
@@ -43,7 +44,8 @@ def render_report(
     from ..migrations.report import MigrationReport
 
     tenants = report or MigrationReport(())
-    whole = MigrationReport((*([shared] if shared else []), *tenants.details), tenants.stopped, tenants.run)
+    details = (*([shared] if shared else []), *tenants.details)
+    whole = replace(tenants, details=details)
     if as_json:
         print_json(
             {
@@ -53,6 +55,9 @@ def render_report(
                 "skipped": whole.skipped,
                 "failed": whole.failed,
                 "stopped": whole.stopped,
+                "hook_errors": [
+                    {"tenant": e.tenant, "hook": e.hook, "error": str(e.error)} for e in whole.hook_errors
+                ],
                 "edited": [{"type": e.kind, "revision": e.revision, "name": e.name} for e in edited],
                 "details": [
                     *([result_json(shared, "shared")] if shared else []),
@@ -82,6 +87,8 @@ def _print_report(report: MigrationReport, verb: str) -> None:
     if retries:
         counted = ", ".join(f"{reason} {count}" for reason, count in sorted(retries.items()))
         out.print(f"tried again: {counted}")
+    for raised in report.hook_errors:
+        out.print(f"[yellow]hook {raised.hook} failed[/] for {raised.tenant}: {escape(str(raised.error))}")
     for result in report.failures:
         out.print(f"[red]failed[/] {result.tenant}: {escape(str(result.error))}")
     if report.stopped is not None:

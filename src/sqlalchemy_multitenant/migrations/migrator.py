@@ -19,10 +19,12 @@ from ..config import TenantConfig
 from ..engines.engine import make_admin_engine
 from ..engines.server import resolve_url
 from ..errors import ConfigurationError, MigrationError, TenantNotFoundError
+from ..events import MigrationHooks
 from ..naming import SchemaName, parse_tenant_id
 from .fleet import read_heads
 from .generate import GeneratedRevision, generate, time_plan
 from .history import History, dialect_of
+from .hooks import HookCalls
 from .ledger import SHOWN_RUNS, Ledger, ResultRecord, RunRecord, application_name
 from .options import OnProgress, RunKeywords, RunOptions
 from .plan import Destination, Heads, MigrationPlan, Timeouts
@@ -59,9 +61,11 @@ class Migrator:
         ConfigurationError: the configuration cannot work.
     """
 
-    def __init__(self, config: TenantConfig) -> None:
+    def __init__(self, config: TenantConfig, *, hooks: MigrationHooks | None = None) -> None:
+        """`hooks` are told of migrations, instead of those in the configuration."""
         self.config = config
         settings = config.migrations
+        self._hooks = settings.hooks if hooks is None else hooks
         table, make_dialect = settings.version_table, lambda: self._dialect
         self.tenant_history = History(Path(settings.tenant_dir), table, "tenant", make_dialect)
         self.shared_history = History(Path(settings.shared_dir), table, SHARED, make_dialect)
@@ -232,13 +236,14 @@ class Migrator:
         results: dict[str, TenantResult] = {}
         jobs, failed, plans = self._sort(kind, members, way_of, results)
         stopped, run = None, None
+        hooks = HookCalls(self._hooks)
         if jobs or failed:
             if kind == "migrate":
                 require_shared(plans, self.tenant_history, self.shared_history, lambda: self._shared()[1])
-            run, stopped = self._work(kind, jobs, failed, len(members), options, results)
+            run, stopped = self._work(kind, jobs, failed, len(members), options, results, hooks)
         self._note_sources(results.values())
         details = tuple(results[member.id] for member in members)
-        return MigrationReport(details, stopped=stopped, run=run)
+        return MigrationReport(details, stopped=stopped, run=run, hook_errors=tuple(hooks.errors))
 
     def _sort(
         self,
@@ -290,6 +295,7 @@ class Migrator:
         total: int,
         options: RunOptions,
         results: dict[str, TenantResult],
+        hooks: HookCalls,
     ) -> tuple[int, str | None]:
         with self.engine.begin() as connection:
             self.ledger.install(connection)
@@ -298,7 +304,7 @@ class Migrator:
         engine = make_admin_engine(
             self.config, self.url, pool_size=size, pre_ping=False, application_name=application_name(run)
         )
-        runner = SchemaRunner(self.tenant_history, engine, self._bookkeeping(run))
+        runner = SchemaRunner(self.tenant_history, engine, self._bookkeeping(run), hooks)
         journal = LedgerJournal(self.ledger, self.engine, run)
         fleet = FleetRun(runner, options, journal, self._trial_s)
         try:
@@ -352,7 +358,9 @@ class Migrator:
             with self.engine.begin() as connection:
                 self.ledger.install(connection)
                 run = self.ledger.begin_run(connection, f"{kind} {SHARED}", 1)
-        runner = SchemaRunner(self.shared_history, self.engine, self._bookkeeping(run))
+        runner = SchemaRunner(
+            self.shared_history, self.engine, self._bookkeeping(run), HookCalls(MigrationHooks())
+        )
 
         def tell(state: MigrationState) -> None:
             if on_progress is not None:

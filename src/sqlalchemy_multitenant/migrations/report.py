@@ -48,17 +48,32 @@ class TenantResult:
 
 
 @dataclass(frozen=True, slots=True)
+class HookError:
+    """A hook of the application's raised; the migration it was told of went on.
+
+    Attributes:
+        hook: its name, such as `after_tenant`.
+    """
+
+    tenant: str
+    hook: str
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationReport:
     """The results of a run, in the order of the tenants given.
 
     Attributes:
         stopped: why the run ended before all tenants had their turn, or None.
         run: its number in the ledger; None where there was nothing to do.
+        hook_errors: what the application's hooks raised.
     """
 
     details: tuple[TenantResult, ...]
     stopped: str | None = None
     run: int | None = None
+    hook_errors: tuple[HookError, ...] = ()
 
     @property
     def aborted(self) -> bool:

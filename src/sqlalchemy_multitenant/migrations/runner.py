@@ -15,6 +15,7 @@ from sqlalchemy import Engine
 from ..errors import MigrationError, TenantError
 from .apply import PlanOutdatedError, SchemaLockedError, migrate_schema
 from .history import History
+from .hooks import HookCalls
 from .ledger import Ledger
 from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .report import MigrationState, TenantResult
@@ -60,8 +61,8 @@ class SchemaRunner:
         engine: its connections are used by one schema at a time each.
     """
 
-    def __init__(self, history: History, engine: Engine, books: Bookkeeping) -> None:
-        self._history, self._engine, self._books = history, engine, books
+    def __init__(self, history: History, engine: Engine, books: Bookkeeping, hooks: HookCalls) -> None:
+        self._history, self._engine, self._books, self._hooks = history, engine, books, hooks
 
     def run(self, to: Destination, start: Heads, way: Way, on_start: Callable[[], object]) -> TenantResult:
         """Move one schema from `start`, or from where it turns out to be.
@@ -70,6 +71,20 @@ class SchemaRunner:
             way: makes the plan from given heads.
             on_start: called before the first attempt, where there is anything to do.
         """
+        begun = False
+
+        def begin() -> None:
+            nonlocal begun
+            begun = True
+            on_start()
+            self._hooks.before_tenant(to.name)
+
+        result = self._move(to, start, way, begin)
+        if begun:
+            self._hooks.after_tenant(to.name, result)
+        return result
+
+    def _move(self, to: Destination, start: Heads, way: Way, on_start: Callable[[], object]) -> TenantResult:
         timer = _Timer(to)
         patience = time.monotonic() + LOCKED_PATIENCE_S
         while True:
@@ -111,6 +126,7 @@ class SchemaRunner:
                 books.timeouts,
                 shared_schema=books.shared_schema,
                 before_commit=before_commit,
+                observer=self._hooks.observer(to.name),
             )
 
 
