@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from types import TracebackType
-from typing import Literal, Self, Unpack
+from typing import Literal, Unpack
 
-from sqlalchemy import URL, Engine
-from sqlalchemy.engine import Dialect
-
-from ..catalog.members import Member, Membership
-from ..catalog.records import TenantStatus
+from ..catalog.members import Member
 from ..config import TenantConfig
 from ..engines.engine import make_admin_engine
-from ..engines.server import resolve_url
-from ..errors import ConfigurationError, MigrationError, TenantNotFoundError
+from ..errors import ConfigurationError, MigrationError
 from ..events import MigrationHooks
-from ..naming import SchemaName, parse_tenant_id
-from .fleet import read_heads
 from .generate import GeneratedRevision, generate, time_plan
-from .history import History, dialect_of
+from .history import History
 from .hooks import HookCalls
-from .ledger import SHOWN_RUNS, Ledger, ResultRecord, RunRecord, application_name
+from .ledger import application_name
 from .options import OnProgress, RunKeywords, RunOptions
-from .plan import Destination, Heads, MigrationPlan, Timeouts
+from .plan import Heads, MigrationPlan, Timeouts
+from .project import Project
 from .report import (
     SHARED,
-    EditedRevision,
     MigrationReport,
     MigrationState,
-    TenantMigrationStatus,
     TenantResult,
 )
 from .requirements import require_shared
@@ -54,7 +42,7 @@ class FleetPlan:
     tenants: tuple[str, ...]
 
 
-class Migrator:
+class Migrator(Project):
     """Migrations over the whole fleet. A context manager; `close()` otherwise.
 
     Raises:
@@ -63,44 +51,8 @@ class Migrator:
 
     def __init__(self, config: TenantConfig, *, hooks: MigrationHooks | None = None) -> None:
         """`hooks` are told of migrations, instead of those in the configuration."""
-        self.config = config
-        settings = config.migrations
-        self._hooks = settings.hooks if hooks is None else hooks
-        table, make_dialect = settings.version_table, lambda: self._dialect
-        self.tenant_history = History(Path(settings.tenant_dir), table, "tenant", make_dialect)
-        self.shared_history = History(Path(settings.shared_dir), table, SHARED, make_dialect)
-        self.members = Membership(config)
-        self.ledger = Ledger(config.schemas.shared_schema)
-
-    @cached_property
-    def url(self) -> URL:
-        """The database's URL."""
-        return resolve_url(self.config.connection)
-
-    @cached_property
-    def engine(self) -> Engine:
-        """A plain engine, for reading and for the ledger."""
-        # Of two connections: what SQL is compiled with is learned while a scratch schema is at work on one.
-        return make_admin_engine(self.config, self.url, pool_size=2)
-
-    @cached_property
-    def _dialect(self) -> Dialect:
-        with self.engine.connect() as connection:
-            return dialect_of(connection)
-
-    def close(self) -> None:
-        """Close all connections. Idempotent."""
-        engine = self.__dict__.pop("engine", None)
-        if engine is not None:
-            engine.dispose()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        super().__init__(config)
+        self._hooks = config.migrations.hooks if hooks is None else hooks
 
     # -- migrate ------------------------------------------------------------------------------------
 
@@ -378,118 +330,6 @@ class Migrator:
             raise result.error
         return result
 
-    def _shared(self) -> tuple[Destination, Heads]:
-        """The shared schema, and where it stands."""
-        schemas = self.config.schemas
-        name = SchemaName(schemas.shared_schema)
-        to = Destination(SHARED, name, (name, *schemas.extra_search_path))
-        return to, self._heads_of([name])[name] or ()
-
-    # -- who and where ------------------------------------------------------------------------------
-
-    def _tenant(self, member: Member) -> Destination:
-        schemas = self.config.schemas
-        path = (member.schema, schemas.shared_schema, *schemas.extra_search_path)
-        return Destination(member.id, member.schema, path, member.id)
-
-    def install_catalog(self) -> None:
-        """Install the catalog of tenants, unless the application has its own discovery."""
-        if self.members.uses_catalog:
-            with self.engine.begin() as connection:
-                self.members.store.install(connection)
-
-    def find_members(
-        self, tenants: Iterable[str] | None = None, *, only_failed: bool = False
-    ) -> list[Member]:
-        """The tenants of these ids, each once; all of them by default.
-
-        Args:
-            only_failed: those alone whose last result in the ledger was a failure.
-
-        Raises:
-            TenantNotFoundError: one of them does not exist.
-        """
-        if isinstance(tenants, str):
-            raise ConfigurationError("tenants", tenants, f"several ids: [{tenants!r}]")
-        wanted = None if tenants is None else list(dict.fromkeys(map(parse_tenant_id, tenants)))
-        with self.engine.connect() as connection:
-            members = self.members.list(connection)
-            if only_failed:
-                installed = self.ledger.is_installed(connection)
-                failed = self.ledger.failed_tenants(connection) if installed else set()
-                members = [member for member in members if member.id in failed]
-        if wanted is None:
-            return members
-        known = {m.id: m for m in members}
-        if only_failed:
-            return [known[tenant] for tenant in wanted if tenant in known]
-        for tenant in wanted:
-            if tenant not in known:
-                raise TenantNotFoundError(tenant)
-        return [known[tenant] for tenant in wanted]
-
-    def _read_heads(self, members: Sequence[Member]) -> Mapping[SchemaName, Heads | None]:
-        return self._heads_of([m.schema for m in members])
-
-    def _heads_of(self, schemas: Sequence[SchemaName]) -> Mapping[SchemaName, Heads | None]:
-        with self.engine.connect() as connection:
-            return read_heads(connection, schemas, self.config.migrations.version_table)
-
-    # -- the ledger -----------------------------------------------------------------------------------
-
-    def list_runs(self, limit: int = SHOWN_RUNS) -> Sequence[RunRecord]:
-        """The last runs, newest first."""
-        with self.engine.connect() as connection:
-            if not self.ledger.is_installed(connection):
-                return []
-            return self.ledger.list_runs(connection, limit)
-
-    def get_run(self, run: int) -> tuple[RunRecord, Sequence[ResultRecord]]:
-        """One run, and what became of the tenants in it that were not skipped.
-
-        Raises:
-            MigrationError: there is none of this number.
-        """
-        with self.engine.connect() as connection:
-            installed = self.ledger.is_installed(connection)
-            found = self.ledger.find_run(connection, run) if installed else None
-            if found is None:
-                raise MigrationError(f"there is no run {run}; `multitenant runs` lists them")
-            return found, self.ledger.list_results(connection, run)
-
-    def edited_revisions(self) -> list[EditedRevision]:
-        """The revisions that do something else now than when they were first applied. Tenants that have
-        them never get what was changed."""
-        edited = []
-        with self.engine.connect() as connection:
-            if not self.ledger.is_installed(connection):
-                return []
-            for history in (self.shared_history, self.tenant_history):
-                here = {revision.id: revision for revision in history.revisions()}
-                known = self.ledger.known_sources(connection, history.label)
-                edited += [
-                    EditedRevision(history.label, here[revision].id, here[revision].name)
-                    for revision, then in known.items()
-                    if revision in here and history.is_edited(revision, then)
-                ]
-        return edited
-
-    def _note_sources(self, results: Iterable[TenantResult], history: History | None = None) -> None:
-        """Note what the revisions are that somebody has now, and that were not known."""
-        history = history or self.tenant_history
-        ends = {result.end for result in results if result.error is None and result.end}
-        if not ends or not history.exists:
-            return
-        applied: set[str] = set()
-        for heads in ends:
-            with suppress(MigrationError):  # at a revision that is not here
-                applied |= {revision.id for revision in history.applied(heads)}
-        with self.engine.begin() as connection:
-            if not self.ledger.is_installed(connection):
-                return
-            new = applied - self.ledger.known_sources(connection, history.label).keys()
-            self.ledger.note_sources(connection, history.label, {r: history.source(r) for r in new})
-
     # -- write --------------------------------------------------------------------------------------
 
     def generate(self, name: str, kind: Literal["tenant", "shared"] | None = None) -> list[GeneratedRevision]:
@@ -503,53 +343,7 @@ class Migrator:
             self.config, self.engine, self.tenant_history, self.shared_history, name=name, kind=kind
         )
 
-    # -- tell -----------------------------------------------------------------------------------------
-
-    def status(self, tenants: Iterable[str] | None = None) -> list[TenantMigrationStatus]:
-        """Where each tenant stands, in a few queries whatever their number.
-
-        Raises:
-            TenantNotFoundError: one of `tenants` does not exist.
-        """
-        members = self.find_members(tenants)
-        heads = self._read_heads(members)
-        known: dict[Heads | None, tuple[int, tuple[str, ...], str | None]] = {}
-        found = []
-        for member in members:
-            at = heads[member.schema]
-            if at not in known:
-                known[at] = self._standing(at, self.tenant_history)
-            applied, pending, problem = known[at]
-            found.append(
-                TenantMigrationStatus(
-                    tenant=member.id,
-                    schema=member.schema,
-                    suspended=member.status is TenantStatus.SUSPENDED,
-                    heads=at or (),
-                    applied=applied,
-                    pending=pending,
-                    problem=problem,
-                )
-            )
-        return found
-
-    def status_shared(self) -> TenantMigrationStatus:
-        """Where the shared schema stands."""
-        to, heads = self._shared()
-        applied, pending, problem = self._standing(heads, self.shared_history)
-        return TenantMigrationStatus(
-            tenant=SHARED, schema=to.schema, heads=heads, applied=applied, pending=pending, problem=problem
-        )
-
-    @staticmethod
-    def _standing(heads: Heads | None, history: History) -> tuple[int, tuple[str, ...], str | None]:
-        if heads is None:
-            return 0, (), "its schema does not exist"
-        try:
-            pending = tuple(r.id for r in history.pending(heads))
-        except MigrationError as error:
-            return 0, (), str(error)
-        return len(history.revisions()) - len(pending), pending, None
+    # -- without doing it ---------------------------------------------------------------------------
 
     def plan(
         self, tenants: Iterable[str] | None = None, *, shared: bool = False, mark: bool = False
