@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import ConfigurationError
@@ -53,10 +53,10 @@ class MigrationHooks:
             is committed with all the others, and may be tried again.
     """
 
-    before_tenant: Callable[[str], object] = _nothing
-    after_tenant: Callable[[str, Any], object] = _nothing
-    before_migration: Callable[[str, str], object] = _nothing
-    after_migration: Callable[[str, str, float], object] = _nothing
+    before_tenant: Callable[[str], object] = field(default=_nothing, repr=False)
+    after_tenant: Callable[[str, Any], object] = field(default=_nothing, repr=False)
+    before_migration: Callable[[str, str], object] = field(default=_nothing, repr=False)
+    after_migration: Callable[[str, str, float], object] = field(default=_nothing, repr=False)
 
     def __post_init__(self) -> None:
         for name in ("before_tenant", "after_tenant", "before_migration", "after_migration"):

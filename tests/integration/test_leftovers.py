@@ -155,6 +155,7 @@ def test_the_clients_encoding_never_turns_one_name_into_another(
 def test_what_a_psycopg_connection_was_made_to_do_ends_with_its_user(
     make_config: MakeConfig, plain: Engine
 ) -> None:
+    import psycopg.types.numeric
     from psycopg.rows import dict_row
 
     def listen(driver: Any) -> None:
@@ -167,6 +168,7 @@ def test_what_a_psycopg_connection_was_made_to_do_ends_with_its_user(
         lambda driver: driver.add_notice_handler(heard.append),
         lambda driver: setattr(driver, "row_factory", dict_row),
         lambda driver: setattr(driver, "prepare_threshold", 0),
+        lambda driver: driver.adapters.register_loader("varchar", psycopg.types.numeric.IntLoader),
     ]
     for leftover in leave:
         with TenantManager(make_config(pool_size=1)) as manager:

@@ -234,6 +234,17 @@ def test_a_revision_without_a_downgrade_is_told_before_anything_runs(
         assert migrator.rollback(to="0002").succeeded == 2
 
 
+def test_a_downgrade_that_is_not_there_is_told_as_well(
+    config: TenantConfig, write: Write, folder: Path
+) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    file = folder / "versions" / "0001_test.py"
+    file.write_text(file.read_text().partition("def downgrade")[0])
+    with Migrator(config) as migrator, pytest.raises(MigrationError, match="0001 cannot be undone"):
+        migrator.rollback(to="base")
+
+
 def test_a_connection_lost_while_it_commits_takes_back_no_more(
     config: TenantConfig, write: Write, db: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

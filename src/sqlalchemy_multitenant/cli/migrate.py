@@ -69,19 +69,21 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
         "canary_factor": canary_factor,
         "max_failures": max_failures,
     }
-    RunOptions(**options)  # wrong ones are told before anything runs
+    chosen_options = RunOptions(**options)  # wrong ones are told before anything runs
     with Migrator(load_config(config)) as migrator:
         if dry_run:
             plans = migrator.plan(ids if chosen else [], shared=shared, mark=mark_applied)
             render_plans(plans, as_json=as_json)
             return
+        members = migrator.find_members(ids, only_failed=only_failed) if chosen else []
+        if chosen:
+            migrator.check_canaries(chosen_options, members)
         first = None
         if shared:
             first = migrator.mark_shared_applied() if mark_applied else migrator.migrate_shared()
         report = None
         if chosen:
             with Progress(quiet=as_json) as progress:
-                members = migrator.find_members(ids, only_failed=only_failed)
                 progress.start(len(members))
                 run = migrator.mark if mark_applied else migrator.migrate
                 report = run(members, **options, on_progress=progress.update)

@@ -13,12 +13,14 @@ where the guard stands.
 
 from __future__ import annotations
 
+import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any, Literal, cast
 
 import psycopg
 from psycopg import generators, pq
+from psycopg.adapt import AdaptersMap
 from sqlalchemy import URL
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
 from sqlalchemy.util import await_only
@@ -39,6 +41,24 @@ _OPEN = (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR)
 _ERRORS = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
 
 _Gen = Generator[Any, Any, Any]
+
+
+class _NotingAdapters(AdaptersMap):
+    """The adapters of one connection; notes that they were changed."""
+
+    owner: weakref.ref[_Scoped] | None = None
+
+    def register_dumper(self, cls: Any, dumper: Any) -> None:
+        self._note()
+        super().register_dumper(cls, dumper)
+
+    def register_loader(self, oid: Any, loader: Any) -> None:
+        self._note()
+        super().register_loader(oid, loader)
+
+    def _note(self) -> None:
+        if self.owner is not None and (owner := self.owner()) is not None:
+            owner.note_altered("an adapter")
 
 
 class _Scoped(Guarded):
@@ -99,6 +119,9 @@ class _Scoped(Guarded):
     def arm(self, pid: int) -> None:
         super().arm(pid)
         self._settings = self._read_settings()
+        driver: Any = self
+        driver._adapters = _NotingAdapters(driver.adapters)
+        driver._adapters.owner = weakref.ref(self)
 
     def add_notice_handler(self, callback: Any) -> None:
         self.note_altered("a notice handler")

@@ -207,6 +207,9 @@ class History:
     def _steps(self, start: Heads, target: str, *, is_downgrade: bool) -> list[RevisionStep]:
         with self._translated():
             if is_downgrade:
+                for script in self.script.walk_revisions():
+                    # Whether one of those on the way cannot be undone is told by name, later.
+                    script.module.__dict__.setdefault("downgrade", _no_downgrade)
                 return list(self.script._downgrade_revs(target, start))  # type: ignore[arg-type]
             return list(self.script._upgrade_revs(target, start))  # type: ignore[arg-type]
 
@@ -348,6 +351,10 @@ def _revision(script: Script) -> Revision:
     return Revision(str(script.revision), message[0] if message else "", Path(script.path).name)
 
 
+def _no_downgrade() -> None:
+    """Stands for the downgrade of a revision that has none."""
+
+
 def _has_downgrade(script: Script) -> bool:
     """Whether a revision can be undone: its downgrade() does something, or its upgrade() does nothing."""
 
@@ -358,10 +365,10 @@ def _has_downgrade(script: Script) -> bool:
         )
 
     tree = ast.parse(Path(script.path).read_text(encoding="utf-8"))
-    if hasattr(script.module, "downgrade") and does_something("downgrade"):
+    function = getattr(script.module, "downgrade", _no_downgrade)
+    if function is not _no_downgrade and (does_something("downgrade") or not _defines(tree, "downgrade")):
         return True
-    imported = hasattr(script.module, "downgrade") and not _defines(tree, "downgrade")
-    return imported or not does_something("upgrade")
+    return not does_something("upgrade")
 
 
 def _defines(tree: ast.Module, name: str) -> bool:

@@ -101,7 +101,7 @@ class Migrator(Project):
         """As `migrate_all`, for tenants that `find_members` returned."""
         chosen = RunOptions(**options)
         history = self.tenant_history
-        self._check_canaries(chosen, members)
+        self.check_canaries(chosen, members)
         history.heads()  # a broken history is told before any tenant is touched
         return self._run("migrate", members, chosen, lambda _start: history.plan_upgrade)
 
@@ -172,10 +172,16 @@ class Migrator(Project):
         """As `mark_applied`, for tenants that `find_members` returned."""
         history = self.tenant_history
         chosen = RunOptions(**options)
-        self._check_canaries(chosen, members)
+        self.check_canaries(chosen, members)
         return self._run("mark", members, chosen, lambda _start: history.plan_stamp)
 
-    def _check_canaries(self, options: RunOptions, members: Sequence[Member]) -> None:
+    @staticmethod
+    def check_canaries(options: RunOptions, members: Sequence[Member]) -> None:
+        """Make sure that the canaries are among the tenants.
+
+        Raises:
+            ConfigurationError: one is not.
+        """
         if options.canary is None or isinstance(options.canary, int):
             return
         known = {member.id for member in members}
@@ -191,7 +197,7 @@ class Migrator(Project):
         hooks = HookCalls(self._hooks)
         if jobs or failed:
             if kind == "migrate":
-                require_shared(plans, self.tenant_history, self.shared_history, lambda: self._shared()[1])
+                self._require_shared(plans)
             run, stopped = self._work(kind, jobs, failed, len(members), options, results, hooks)
         self._note_sources(results.values())
         details = tuple(results[member.id] for member in members)
@@ -368,7 +374,13 @@ class Migrator(Project):
         if shared:
             plan = way(self.shared_history)(self._shared()[1])
             plans += [] if plan.is_empty else [FleetPlan(SHARED, plan, (SHARED,))]
-        return plans + self._plans(self.find_members(tenants), lambda _start: way(self.tenant_history))
+        ours = self._plans(self.find_members(tenants), lambda _start: way(self.tenant_history))
+        if not shared and not mark:
+            self._require_shared([plan.plan for plan in ours])
+        return plans + ours
+
+    def _require_shared(self, plans: Sequence[MigrationPlan]) -> None:
+        require_shared(plans, self.tenant_history, self.shared_history, lambda: self._shared()[1])
 
     def plan_rollback(
         self, tenants: str | Iterable[str] | None = None, *, to: str | None = None, steps: int | None = None
