@@ -93,6 +93,39 @@ def test_a_driver_call_that_times_out_while_asyncpg_begins(make_config: MakeConf
     asyncio.run(main())
 
 
+def test_whatever_sends_sql_refuses_to_outside_a_transaction(make_config: MakeConfig, url: URL) -> None:
+    """Of asyncpg's own connection: the tenant's transaction has ended, and nobody has begun another."""
+
+    async def main() -> None:
+        config = make_config(url=url.set(drivername="postgresql+asyncpg"), pool_size=1)
+        async with AsyncTenantManager(config) as manager, manager.get_db("a").connect() as connection:
+            await connection.execute(text("SELECT 1"))
+            driver: Any = (await connection.get_raw_connection()).driver_connection
+            await connection.rollback()
+            sql = "SELECT name FROM tenant_a.users"
+            for name, arguments in {
+                "execute": (sql,),
+                "executemany": ("DELETE FROM users WHERE id = $1", [(1,)]),
+                "fetch": (sql,),
+                "fetchmany": ("SELECT $1::int", [(1,)]),
+                "fetchrow": (sql,),
+                "fetchval": (sql,),
+                "prepare": (sql,),
+                "copy_from_table": ("users",),
+                "copy_from_query": (sql,),
+                "copy_to_table": ("users",),
+                "copy_records_to_table": ("users",),
+                "add_listener": ("channel", print),
+            }.items():
+                options: dict[str, Any] = {"output": print} if name.startswith("copy_from") else {}
+                options |= {"source": b""} if name == "copy_to_table" else {}
+                options |= {"records": []} if name == "copy_records_to_table" else {}
+                with pytest.raises(NoTenantError, match="in no transaction"):
+                    await getattr(driver, name)(*arguments, **options)
+
+    asyncio.run(main())
+
+
 def test_an_answer_is_never_taken_for_anothers(make_config: MakeConfig) -> None:
     """An exception out of a signal handler (Celery's time limit) while a ROLLBACK is waited for."""
 

@@ -487,7 +487,15 @@ for work in (manager.close, lambda: manager.get_db("b").scalar(text("SELECT 1"))
     url = make_config().connection.url
     assert isinstance(url, URL)
     done = subprocess.run(
-        [sys.executable, "-c", code, url.render_as_string(hide_password=False)],
+        # Python 3.12 and later warn of fork() beside threads.
+        [
+            sys.executable,
+            "-W",
+            "ignore::DeprecationWarning",
+            "-c",
+            code,
+            url.render_as_string(hide_password=False),
+        ],
         capture_output=True,
         text=True,
         timeout=60,
