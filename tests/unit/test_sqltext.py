@@ -182,3 +182,14 @@ def test_transaction_control_is_found(sql: str, command: str) -> None:
 )
 def test_what_only_looks_like_it_is_left_alone(sql: str) -> None:
     assert find_transaction_control(sql) is None
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT 1 AS €$a$; COMMIT; SELECT 2 AS €$a$",  # a name, and no dollar quote
+        "SELECT E'a'\n'b\\' '; COMMIT; --'",  # the second line is an escape string, too
+    ],
+)
+def test_what_only_looks_like_a_quote_hides_nothing(sql: str) -> None:
+    assert find_transaction_control(sql) == "COMMIT"

@@ -5,16 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-# What is not code: comments, strings (E'..' with backslashes), quoted names, dollar-quoted bodies
+# What is not code: comments, strings (E'..' with backslashes, also in what continues it on the next line),
+# quoted names, dollar-quoted bodies (not within a name, in which any character beyond ASCII may be)
 # (https://www.postgresql.org/docs/current/sql-syntax-lexical.html). Block comments may nest, which
 # a regular expression cannot follow: `_skip_comment` does.
 _OPAQUE = re.compile(
     r"""--[^\n\r]*
     | /\*
-    | \b[eE]'(?:[^'\\]|\\.|'')*'?
+    | \b[eE]'(?:[^'\\]|\\.|''|'[ \t\f\r]*\n\s*')*'?
     | '(?:[^']|'')*'?
     | "(?:[^"]|"")*"?
-    | (?<![\w$])\$(?P<tag>(?:[A-Za-z_\x80-\uffff][\w]*)?)\$
+    | (?<![\w$\x80-\U0010ffff])\$(?P<tag>(?:[A-Za-z_\x80-\uffff][\w]*)?)\$
     """,
     re.VERBOSE | re.DOTALL,
 )
