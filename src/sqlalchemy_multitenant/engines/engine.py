@@ -27,7 +27,7 @@ from .pools import AsyncTenantQueuePool, TenantQueuePool
 
 _PACKAGE = __package__
 
-registry.register("postgresql.multitenant_psycopg", f"{_PACKAGE}.psycopg", "ScopedPsycopgDialect")
+registry.register("postgresql.multitenant_psycopg", f"{_PACKAGE}.psycopg_dialect", "ScopedPsycopgDialect")
 registry.register("postgresql.multitenant_asyncpg", f"{_PACKAGE}.asyncpg", "ScopedAsyncpgDialect")
 
 

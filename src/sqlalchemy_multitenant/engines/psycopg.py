@@ -1,4 +1,4 @@
-"""psycopg connections that run nothing outside a scoped transaction, and dialects over them.
+"""psycopg connections that run nothing outside a scoped transaction.
 
 The connection is in psycopg's autocommit mode and BEGIN is ours. It is sent without waiting for
 the answer, which is read just before the first statement is sent: PostgreSQL scopes the
@@ -16,18 +16,15 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Generator, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import psycopg
 from psycopg import generators, pq
 from psycopg.adapt import AdaptersMap
-from sqlalchemy import URL
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg, PGDialectAsync_psycopg
-from sqlalchemy.util import await_only
 
 from ..errors import NoTenantError
-from ..isolation.scope import DEAD_END, STALE_SQLSTATES, Scope, ScopeSource, begin_nowhere_sql, begin_sql
-from .guard import OUTSIDE, Guarded, refuse_autocommit
+from ..isolation.scope import STALE_SQLSTATES, Scope, ScopeSource, begin_nowhere_sql, begin_sql
+from .guard import OUTSIDE, Guarded
 from .psycopg_cursors import (
     AsyncScopedCursor,
     AsyncScopedServerCursor,
@@ -46,7 +43,7 @@ _Gen = Generator[Any, Any, Any]
 class _NotingAdapters(AdaptersMap):
     """The adapters of one connection; notes that they were changed."""
 
-    owner: weakref.ref[_Scoped] | None = None
+    owner: weakref.ref[Scoped] | None = None
 
     def register_dumper(self, cls: Any, dumper: Any) -> None:
         self._note()
@@ -61,7 +58,7 @@ class _NotingAdapters(AdaptersMap):
             owner.note_altered("an adapter")
 
 
-class _Scoped(Guarded):
+class Scoped(Guarded):
     """What the sync and the async connection share."""
 
     pgconn: pq.abc.PGconn
@@ -262,7 +259,7 @@ class _Scoped(Guarded):
         return self._pending is None and self.pgconn.transaction_status == _IDLE
 
 
-class ScopedConnection(_Scoped, psycopg.Connection[Any]):
+class ScopedConnection(Scoped, psycopg.Connection[Any]):
     """A psycopg connection that runs nothing outside a scoped transaction."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -310,7 +307,7 @@ class ScopedConnection(_Scoped, psycopg.Connection[Any]):
             super().rollback()
 
 
-class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
+class AsyncScopedConnection(Scoped, psycopg.AsyncConnection[Any]):
     """The same for asyncio."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -351,122 +348,3 @@ class AsyncScopedConnection(_Scoped, psycopg.AsyncConnection[Any]):
     async def rollback(self) -> None:
         if not self._between_transactions and not self._send_rollback():
             await super().rollback()
-
-
-def dead_end(options: str | None) -> str:
-    """libpq's start-up options, with a search path of the session that leads nowhere."""
-    return f"{options or ''} -c search_path={DEAD_END}".strip()
-
-
-async def _connect_async(*args: Any, **kwargs: Any) -> Any:
-    with_options = dict(kwargs, options=dead_end(kwargs.get("options")))
-    try:
-        return await AsyncScopedConnection.connect(*args, **with_options)
-    except psycopg.OperationalError as error:
-        if "startup parameter" not in str(error):
-            raise
-    return await AsyncScopedConnection.connect(*args, **kwargs)  # a pooler, which takes no options
-
-
-class _ScopedDialect(PGDialect_psycopg):
-    """The transaction's modes are kept on our connection, since the BEGIN is ours, too."""
-
-    supports_statement_cache = True
-
-    def create_connect_args(self, url: URL) -> Any:
-        args, kwargs = super().create_connect_args(url)  # type: ignore[no-untyped-call]
-        kwargs["autocommit"] = True
-        # An enum type per schema breaks prepared statements when tenants alternate on a connection.
-        kwargs["prepare_threshold"] = None
-        return args, kwargs
-
-    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
-        refuse_autocommit(level)
-        default = getattr(self, "default_isolation_level", None)
-        _driver(dbapi_connection).isolation = None if level == default else level
-
-    def get_isolation_level(self, dbapi_connection: Any) -> Any:
-        driver = _driver(dbapi_connection)
-        if driver._armed and driver._between_transactions:
-            return driver.isolation or self.default_isolation_level
-        cursor = dbapi_connection.cursor()
-        cursor.execute("SHOW transaction isolation level")
-        value = cursor.fetchone()[0]
-        cursor.close()
-        return value.upper()
-
-    def set_readonly(self, connection: Any, value: bool | None) -> None:
-        _driver(connection).read_only_mode = value
-
-    def get_readonly(self, connection: Any) -> bool | None:
-        return _driver(connection).read_only_mode
-
-    def set_deferrable(self, connection: Any, value: bool | None) -> None:
-        _driver(connection).deferrable_mode = value
-
-    def get_deferrable(self, connection: Any) -> bool | None:
-        return _driver(connection).deferrable_mode
-
-
-def _driver(dbapi_connection: Any) -> _Scoped:
-    """The psycopg connection inside whatever SQLAlchemy passes: a pool's proxy, an async adapter,
-    or itself."""
-    return cast("_Scoped", getattr(dbapi_connection, "driver_connection", dbapi_connection))
-
-
-class ScopedPsycopgDialect(_ScopedDialect):
-    """`postgresql+psycopg`, scoped."""
-
-    supports_statement_cache = True
-
-    def connect(self, *args: Any, **kwargs: Any) -> Any:
-        with_options = dict(kwargs, options=dead_end(kwargs.get("options")))
-        try:
-            return ScopedConnection.connect(*args, **with_options)
-        except psycopg.OperationalError as error:
-            if "startup parameter" not in str(error):
-                raise
-        return ScopedConnection.connect(*args, **kwargs)  # a pooler, which takes no options
-
-    def check_idle(self, driver: ScopedConnection) -> None:
-        """Raise if a connection of the pool is seen to be lost, or not as it should be; takes no round
-        trip."""
-        if driver.look():
-            driver.settle()
-        driver.check_reusable()
-
-    def do_begin(self, dbapi_connection: Any) -> None:
-        cast("ScopedConnection", _driver(dbapi_connection)).begin_scoped()
-
-    def do_ping(self, dbapi_connection: Any) -> Literal[True]:
-        cast("ScopedConnection", _driver(dbapi_connection)).ping()
-        return True
-
-    @classmethod
-    def get_async_dialect_cls(cls, url: URL) -> Any:  # noqa: ARG003
-        return ScopedAsyncPsycopgDialect
-
-
-class ScopedAsyncPsycopgDialect(_ScopedDialect, PGDialectAsync_psycopg):
-    """`postgresql+psycopg` under asyncio, scoped."""
-
-    supports_statement_cache = True
-
-    def create_connect_args(self, url: URL) -> Any:
-        args, kwargs = super().create_connect_args(url)
-        kwargs["async_creator_fn"] = _connect_async
-        return args, kwargs
-
-    def check_idle(self, driver: AsyncScopedConnection) -> None:
-        """Raise if a connection of the pool is seen to be lost, or not as it should be; takes no round
-        trip."""
-        if driver.look():
-            await_only(driver.settle())
-        driver.check_reusable()
-
-    def do_begin(self, dbapi_connection: Any) -> None:
-        await_only(cast("AsyncScopedConnection", _driver(dbapi_connection)).begin_scoped())
-
-    def do_ping(self, dbapi_connection: Any) -> Literal[True]:
-        await_only(cast("AsyncScopedConnection", _driver(dbapi_connection)).ping())
-        return True

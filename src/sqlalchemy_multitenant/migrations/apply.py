@@ -7,9 +7,7 @@ hold is an error, and what follows it is not run.
 
 from __future__ import annotations
 
-import hashlib
 import re
-import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +21,9 @@ from ..engines.pipeline import StatementError, send_all
 from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
 from ..naming import quote_ident, quote_literal
 from . import steps
+from .batch import Batch, guard_sql, lock_key, settings_sql, statement_failed
 from .history import History
 from .plan import Destination, Heads, MigrationPlan, Segment, SegmentKind, Statement, Timeouts
-
-SHOWN = 500
-"""How many characters of a failing statement its error shows."""
 
 _GUARD = re.compile(r"multitenant:(?P<guard>locked|gone|moved|unrecorded)")
 
@@ -61,70 +57,6 @@ class Observer(Protocol):
 
     def before(self, revision: str) -> None: ...
     def after(self, revision: str, duration_ms: float) -> None: ...
-
-
-def lock_key(schema: str) -> int:
-    """The advisory lock of a schema, within its database: 64 bits, signed
-    (https://www.postgresql.org/docs/current/explicit-locking.html#ADVISORY-LOCKS)."""
-    digest = hashlib.sha256(f"multitenant migration\0{schema}".encode()).digest()
-    return int(struct.unpack("<q", digest[:8])[0])
-
-
-def settings_sql(search_path: Sequence[str], timeouts: Timeouts, *, local: bool = True) -> str:
-    """One SELECT that sets what holds for the transaction, or for the session: set_config() with true as its
-    last argument is SET LOCAL (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET).
-    """
-    path = ", ".join([*map(quote_ident, search_path), "pg_temp"])
-    values = {
-        "search_path": quote_literal(path),
-        "lock_timeout": f"'{max(round(timeouts.lock_s * 1000), 1)}'",
-        "statement_timeout": f"'{round((timeouts.statement_s or 0) * 1000)}'",
-    }
-    calls = (f"set_config('{name}', {value}, {str(local).lower()})" for name, value in values.items())
-    return f"SELECT {', '.join(calls)}"
-
-
-def _guard(condition: str, name: str) -> str:
-    # The text is not a constant, or PostgreSQL would try to make a number of it while it plans.
-    return f"CASE WHEN {condition} THEN 1 ELSE concat('multitenant:{name}:', current_schema())::int END"
-
-
-class _Batch:
-    """Statements that are sent in one round trip."""
-
-    def __init__(self, driver: psycopg.Connection[Any], tenant: str | None) -> None:
-        self._driver, self._tenant = driver, tenant
-        self._messages: list[bytes] = []
-        self._statements: list[Statement | None] = []
-
-    def add(self, sql: str) -> None:
-        """Something of the toolkit's own."""
-        self._messages.append(sql.encode())
-        self._statements.append(None)
-
-    def add_all(self, statements: Sequence[Statement]) -> None:
-        """Statements of a plan."""
-        self._messages += [statement.sql.encode() for statement in statements]
-        self._statements += statements
-
-    def send(self) -> None:
-        """Send what has been added.
-
-        Raises:
-            MigrationError: a statement of the plan failed.
-            StatementError: a guard, or another statement of the toolkit's own.
-        """
-        messages, self._messages = self._messages, []
-        statements, self._statements = self._statements, []
-        if not messages:
-            return
-        try:
-            send_all(self._driver, messages)
-        except StatementError as failed:
-            statement = statements[failed.position]
-            if statement is None:
-                raise
-            raise statement_failed(failed.error, statement, self._tenant) from failed.error
 
 
 def apply_plan(
@@ -193,7 +125,7 @@ class _Application:
         self._observer = observer
         driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
         self._driver = driver
-        self._batch = _Batch(driver, to.tenant)
+        self._batch = Batch(driver, to.tenant)
         self._record = f"{quote_ident(to.schema)}.{quote_ident(history.version_table)}"
         self._key = lock_key(to.schema)
 
@@ -360,22 +292,22 @@ class _Application:
     def _open(self, *, has_record: bool) -> None:
         """The settings, and the guards."""
         self._batch.add(settings_sql(self._to.search_path, self._timeouts))
-        locked = _guard(f"pg_try_advisory_xact_lock({self._key})", "locked")
+        locked = guard_sql(f"pg_try_advisory_xact_lock({self._key})", "locked")
         # PostgreSQL leaves out of the path what is not there, or may not be used: the tables would be built
         # in the next schema on it, the shared one.
-        here = _guard(f"current_schema() = {quote_literal(self._to.schema)}", "gone")
+        here = guard_sql(f"current_schema() = {quote_literal(self._to.schema)}", "gone")
         self._batch.add(f"SELECT {locked}, {here}")
         there = (
             self._at(self._plan.start)
             if has_record
             else f"to_regclass({quote_literal(self._record)}) IS NULL"
         )
-        self._batch.add(f"SELECT {_guard(there, 'moved')}")
+        self._batch.add(f"SELECT {guard_sql(there, 'moved')}")
 
     def _close(self) -> None:
         """Hold the recorded revisions against the plan's: a revision may have changed the search path, and
         the record be somewhere else."""
-        self._batch.add(f"SELECT {_guard(self._at(self._plan.end), 'unrecorded')}")
+        self._batch.add(f"SELECT {guard_sql(self._at(self._plan.end), 'unrecorded')}")
         for sql in self._before_commit:
             self._batch.add(sql)
 
@@ -475,9 +407,3 @@ def _roll_back(driver: psycopg.Connection[Any]) -> None:
 
 def _plain_index(statement: Statement) -> Statement:
     return Statement(_CONCURRENTLY.sub(r"\1", statement.sql), statement.revision)
-
-
-def statement_failed(error: psycopg.Error, statement: Statement, tenant: str | None) -> MigrationError:
-    """The error that names the statement and its revision."""
-    sql = statement.sql if len(statement.sql) <= SHOWN else statement.sql[:SHOWN] + " ..."
-    return MigrationError(f"{str(error).strip()} [{error.sqlstate}] in: {sql}", tenant, statement.revision)

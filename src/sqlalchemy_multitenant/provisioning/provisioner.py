@@ -29,7 +29,8 @@ from ..errors import (
     TenantNotFoundError,
 )
 from ..isolation.run import run_sql
-from ..migrations.apply import apply_plan, lock_key, settings_sql
+from ..migrations.apply import apply_plan
+from ..migrations.batch import lock_key, settings_sql
 from ..migrations.fleet import read_heads
 from ..migrations.history import History, dialect_of
 from ..migrations.plan import Destination, Heads, MigrationPlan, Timeouts
