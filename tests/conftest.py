@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,10 @@ from sqlalchemy import URL, Engine, create_engine, make_url
 from sqlalchemy_multitenant import Connection, Isolation, Schemas, TenantConfig, TenantManager, devserver
 from tests.harness import DRIVERS, Harness, make_harness
 from tests.models import SharedBase, TenantBase
+
+# A shell starts what runs in the background with Ctrl-C ignored, and commands under test would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Durability is of no use to tests; some 40% of their time is.
 FAST = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}

@@ -78,6 +78,19 @@ def warn(message: str) -> None:
     console(stderr=True).print(f"[yellow]note:[/] {escape(message)}")
 
 
+INTERRUPTED = "interrupted; what was begun is finished or undone"
+
+
+def _was_interrupted(error: BaseException) -> bool:
+    """Whether an error is but what came of Ctrl-C: a driver that puts its connection right meets others."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, KeyboardInterrupt):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
 def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
     """Make the package's errors, and the database's, messages with an exit code."""
 
@@ -92,16 +105,18 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
         except (ConfigurationError, InvalidTenantIdError) as error:
             fail(str(error), 2, as_json=as_json, kind=type(error).__name__)
         except MultitenantError as error:
+            if _was_interrupted(error):
+                fail(INTERRUPTED, 130, as_json=as_json, kind="Interrupted")
             fail(str(error), 1, as_json=as_json, kind=type(error).__name__)
         except KeyboardInterrupt:
-            fail(
-                "interrupted; what was begun is finished or undone", 130, as_json=as_json, kind="Interrupted"
-            )
+            fail(INTERRUPTED, 130, as_json=as_json, kind="Interrupted")
         except BrokenPipeError:
             raise
         except OSError as error:
             fail(str(error), 1, as_json=as_json, kind=type(error).__name__)
         except Exception as error:
+            if _was_interrupted(error):
+                fail(INTERRUPTED, 130, as_json=as_json, kind="Interrupted")
             if not type(error).__module__.startswith("sqlalchemy"):
                 raise
             text = str(getattr(error, "orig", None) or error).strip()
