@@ -243,6 +243,16 @@ class Schemas:
             "one it means: rename one of each",
         )
 
+    def search_path(self, tenant: str | None = None, *, shared: str | None = None) -> tuple[str, ...]:
+        """What a transaction sees in the schema `tenant`, or in the shared schema alone, in this order.
+
+        Args:
+            tenant: the tenant's schema.
+            shared: what stands in for the shared schema, such as a scratch copy of it.
+        """
+        path = (self.shared_schema if shared is None else shared, *self.extra_search_path)
+        return path if tenant is None else (tenant, *path)
+
     @property
     def tenant_tables(self) -> frozenset[str]:
         """The names of all tables that a tenant has."""

@@ -11,7 +11,6 @@ from typing import Any, Generic, TypeVar
 from sqlalchemy import URL, Engine
 from sqlalchemy.pool import Pool
 
-from .catalog.claims import SchemaClaims
 from .catalog.source import CatalogSource, DiscoveredSource, Layout, SharedSource
 from .config import TenantConfig
 from .engines.engine import make_scoped_engine
@@ -39,11 +38,6 @@ class ManagerBase(Generic[AnyDb]):
             raise ConfigurationError("config", config, "a TenantConfig")
         self.config = config
         self._layout = Layout.of(config)
-        # A callable of the application's may let two ids meet. Those that it lists come first; they
-        # are read once, over a connection of the toolkit's own.
-        self._claims = SchemaClaims(
-            config.naming, lambda: self._claims.learn([r.id for r in self._provisioner.list()])
-        )
         self._handles: OrderedDict[TenantId, AnyDb] = OrderedDict()
         self._lock = Lock()
         self._shared: AnyDb | None = None
@@ -105,11 +99,9 @@ class ManagerBase(Generic[AnyDb]):
 
     def _source(self, tenant: TenantId) -> CatalogSource | DiscoveredSource:
         if self.config.migrations.discover is None:
-            # Fails here, before any connection, for an id that can have no schema.
-            self.config.naming.schema_for(tenant)
             return CatalogSource(self._layout, tenant)
         schema = self.config.naming.schema_for(tenant)
-        return DiscoveredSource(self._layout, tenant, schema, self._claims)
+        return DiscoveredSource(self._layout, tenant, schema, self._provisioner.members.claims)
 
     def _scoped_engine(self, target: Target, source: ScopeSource) -> Engine:
         return self._registry.engine(target).execution_options(**{SCOPE_OPTION: source})

@@ -9,7 +9,7 @@ near SQL. Names are always quoted, hence `a-b`, `a_b`, `A` and `a` are four diff
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NewType
 
@@ -87,6 +87,13 @@ def quote_literal(text: str) -> str:
     return f"'{escaped}'"
 
 
+def path_sql(schemas: Iterable[str]) -> str:
+    """The value of `search_path` for these schemas, in this order. pg_temp comes last: a temporary table must
+    never stand in front of a tenant's own
+    (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH)."""
+    return ", ".join([*map(quote_ident, schemas), "pg_temp"])
+
+
 @dataclass(frozen=True, slots=True)
 class SchemaNaming:
     """The mapping from tenant id to schema name.
@@ -129,11 +136,19 @@ class SchemaNaming:
         Raises:
             InvalidTenantIdError: the id maps to no usable name: over 63 bytes, reserved, or not a str.
         """
+        made = self.rule(tenant) if callable(self.rule) else self.rule.replace("{id}", tenant)
+        return self.check(tenant, made)
+
+    def check(self, tenant: TenantId, name: object) -> SchemaName:
+        """`name` as the schema of `tenant`, wherever it comes from.
+
+        Raises:
+            InvalidTenantIdError: it is no usable name, or reserved.
+        """
         try:
-            made = self.rule(tenant) if callable(self.rule) else self.rule.replace("{id}", tenant)
-            name = parse_schema_name(made)
+            parsed = parse_schema_name(name)
         except ValueError as error:
             raise InvalidTenantIdError(tenant, str(error)) from error
-        if name in self.reserved or name in _SYSTEM_SCHEMAS or name.startswith("pg_"):
-            raise InvalidTenantIdError(tenant, f"it would live in schema {name!r}, which is reserved")
-        return name
+        if parsed in self.reserved or parsed in _SYSTEM_SCHEMAS or parsed.startswith("pg_"):
+            raise InvalidTenantIdError(tenant, f"it would live in schema {parsed!r}, which is reserved")
+        return parsed

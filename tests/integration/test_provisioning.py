@@ -73,8 +73,10 @@ def test_names_over_63_bytes_are_refused_not_cut(tenants: TenantManager) -> None
     with pytest.raises(InvalidTenantIdError, match="64 bytes"):
         tenants.create_tenant(long)
     with pytest.raises(InvalidTenantIdError, match="64 bytes"):
-        tenants.get_db(long)
+        tenants.get_db(long).scalars(select(User))
     tenants.create_tenant(long[:-1])
+    tenants.create_tenant(long, schema="short")
+    assert tenants.get_db(long).scalars(select(User)).all() == []
 
 
 def test_ids_that_look_alike_are_different_tenants(tenants: TenantManager, plain: Engine) -> None:
@@ -115,9 +117,32 @@ def test_a_callable_that_makes_two_ids_meet_is_caught_without_a_catalog(
             manager.get_db("x_y").scalars(select(User))
         with pytest.raises(TenantCollisionError):
             manager.create_tenant("x_y")
+    # The first to ask in a process that has seen nothing yet.
     with TenantManager(config) as other, pytest.raises(TenantCollisionError):
-        # The first to ask in a process that has seen nothing yet.
         other.get_db("x_y").scalars(select(User))
+    with TenantManager(config) as other:
+        assert not other.tenant_exists("x_y")
+    with TenantManager(config) as other, pytest.raises(TenantCollisionError):
+        other.get_tenant("x_y")
+
+
+def test_an_id_that_discover_does_not_list_has_no_schema_even_where_one_is_there(
+    make_config: MakeConfig, plain: Engine
+) -> None:
+    listed = ["x-y"]
+    config = make_config(schema_name=underscored, migrations=Migrations(discover=lambda: listed))
+    with TenantManager(config) as manager:
+        manager.create_tenant("x-y")
+        listed.clear()
+    with TenantManager(config) as other:
+        with pytest.raises(TenantNotFoundError, match="does not list"):
+            other.get_db("x-y").scalars(select(User))
+        with pytest.raises(TenantNotFoundError, match="does not list"):
+            other.get_tenant("x-y")
+        assert not other.tenant_exists("x-y")
+        listed.append("x-y")
+        assert other.tenant_exists("x-y")
+        assert other.get_db("x-y").scalars(select(User)).all() == []
 
 
 @pytest.mark.parametrize("schema", ["public", "pg_catalog", "information_schema", "tenant_a", "", "x" * 64])

@@ -16,7 +16,7 @@ class SchemaClaims:
     ids that the application lists decide, and one that it does not list has no schema.
     """
 
-    def __init__(self, naming: SchemaNaming, list_ids: Callable[[], object] | None = None) -> None:
+    def __init__(self, naming: SchemaNaming, list_ids: Callable[[], object]) -> None:
         """`list_ids` calls `learn` with the ids that the application lists now."""
         self._naming, self._list_ids = naming, list_ids
         self._owners: dict[SchemaName, TenantId] = {}
@@ -45,35 +45,43 @@ class SchemaClaims:
         return not self._naming.is_injective
 
     def is_open(self, tenant: TenantId, schema: SchemaName) -> bool:
-        """Whether `relearn` may change what `claim` says."""
-        if self._naming.is_injective or self._list_ids is None:
-            return False
-        return self._owners.get(schema) != tenant
+        """Whether `relearn` may change what `check` says."""
+        return self.may_collide and self._owners.get(schema) != tenant
 
     def relearn(self) -> None:
         """Ask the application for its ids anew. Calls it, which may take its time."""
-        if self._list_ids is not None:
-            self._list_ids()
+        self._list_ids()
 
     def forget(self, schema: SchemaName) -> None:
         """The schema is not the one that it was; who has it has to be learned anew."""
         with self._lock:
             self._owners.pop(schema, None)
 
-    def claim(self, tenant: TenantId, schema: SchemaName) -> None:
-        """Give `schema` to `tenant`, or find that it is given.
+    def grant(self, tenant: TenantId, schema: SchemaName) -> None:
+        """Give `schema` to a new tenant, which the application may not list yet.
+
+        Raises:
+            TenantCollisionError: it belongs to another.
+        """
+        if not self.may_collide:
+            return
+        with self._lock:
+            owner = self._owners.setdefault(schema, tenant)
+        if owner != tenant:
+            raise TenantCollisionError(tenant, schema, owner)
+
+    def check(self, tenant: TenantId, schema: SchemaName) -> None:
+        """Make sure that `schema` is the tenant's.
 
         Raises:
             TenantCollisionError: it belongs to another.
             TenantNotFoundError: the application does not list the tenant.
         """
-        if self._naming.is_injective:
+        if not self.may_collide:
             return
-        with self._lock:
-            owner = self._owners.get(schema)
-            if owner is None and self._list_ids is not None:
-                raise TenantNotFoundError(tenant, "`discover` does not list it")
-            owner = self._owners.setdefault(schema, tenant)
+        owner = self._owners.get(schema)
+        if owner is None:
+            raise TenantNotFoundError(tenant, "`discover` does not list it")
         if owner != tenant:
             raise TenantCollisionError(tenant, schema, owner)
 

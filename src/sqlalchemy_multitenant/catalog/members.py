@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, Engine, text
 
 from ..config import TenantConfig
 from ..errors import TenantNotFoundError
-from ..naming import SchemaName, TenantId, parse_tenant_id, quote_ident
+from ..naming import SchemaName, TenantId, parse_tenant_id, path_sql
 from .claims import SchemaClaims, call_discover
 from .records import TenantStatus
 from .store import CatalogStore
@@ -26,11 +27,15 @@ class Member:
 class Membership:
     """Answers for one configuration who the tenants are."""
 
-    def __init__(self, config: TenantConfig) -> None:
-        self._config = config
+    def __init__(self, config: TenantConfig, get_engine: Callable[[], Engine]) -> None:
+        """`get_engine` gives an engine of the toolkit's own, for when claims have to be learned anew."""
+        self._config, self._get_engine = config, get_engine
         self.store = CatalogStore(config.schemas.shared_schema)
-        # Whoever lists the members learns their claims; nobody else has made any before that.
-        self.claims = SchemaClaims(config.naming)
+        self.claims = SchemaClaims(config.naming, self._learn)
+
+    def _learn(self) -> None:
+        with self._get_engine().connect() as connection:
+            self.list(connection)
 
     @property
     def uses_catalog(self) -> bool:
@@ -46,7 +51,7 @@ class Membership:
         discover = self._config.migrations.discover
         try:
             if discover is not None:
-                path = quote_ident(self._config.schemas.shared_schema)
+                path = path_sql(self._config.schemas.search_path())
                 connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": path})
                 ids = self.claims.learn(call_discover(discover, connection))
                 return [Member(tenant, self._config.naming.schema_for(tenant)) for tenant in ids]

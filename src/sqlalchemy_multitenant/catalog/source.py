@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..config import TenantConfig
+from ..config import Schemas, TenantConfig
 from ..errors import ConfigurationError, TenantNotFoundError, TenantSuspendedError
 from ..isolation.scope import STALE_SQLSTATES, Scope, plan_scope
-from ..naming import SchemaName, TenantId, quote_ident, quote_literal
+from ..naming import SchemaName, SchemaNaming, TenantId, quote_ident, quote_literal
 from ..placement import Placement, Target
 from .claims import SchemaClaims
 from .records import TenantStatus
@@ -19,19 +19,17 @@ from .table import lookup_sql, qualified, usable_sql
 class Layout:
     """What of the configuration decides where tenants live."""
 
-    shared_schema: str
-    extra: tuple[str, ...]
+    schemas: Schemas
+    naming: SchemaNaming
     pool_per_tenant: bool
 
     @classmethod
     def of(cls, config: TenantConfig) -> Layout:
-        schemas = config.schemas
-        return cls(schemas.shared_schema, tuple(schemas.extra_search_path), config.isolation.pool_per_tenant)
+        return cls(config.schemas, config.naming, config.isolation.pool_per_tenant)
 
     @property
-    def reserved(self) -> frozenset[str]:
-        """Schemas that are no tenant's."""
-        return frozenset({self.shared_schema, *self.extra, "public", "information_schema"})
+    def shared_schema(self) -> str:
+        return self.schemas.shared_schema
 
     def target(self, tenant: TenantId | None) -> Target:
         """The pool that serves `tenant`."""
@@ -39,12 +37,11 @@ class Layout:
 
     def place(self, tenant: TenantId, schema: SchemaName) -> Placement:
         """The placement of `tenant` in `schema`."""
-        return Placement(tenant, self.target(tenant), schema, (schema, self.shared_schema, *self.extra))
+        return Placement(tenant, self.target(tenant), schema, self.schemas.search_path(schema))
 
     def shared(self) -> Placement:
         """The placement of the shared data."""
-        shared = SchemaName(self.shared_schema)
-        return Placement(None, Target(), shared, (shared, *self.extra))
+        return Placement(None, Target(), SchemaName(self.shared_schema), self.schemas.search_path())
 
 
 def _may_use(usable: str | None, tenant: str, schema: str) -> None:
@@ -116,6 +113,7 @@ class CatalogSource(_TenantSource):
     def refresh(self, row: Sequence[str | None] | None) -> Scope:
         self._scope = None
         if row is None:
+            self._layout.naming.schema_for(self.tenant)  # raises for an id that no tenant can have by itself
             raise TenantNotFoundError(self.tenant)
         status, schema, epoch, usable = row
         if status == TenantStatus.SUSPENDED:
@@ -129,11 +127,7 @@ class CatalogSource(_TenantSource):
         if usable is None:
             raise TenantNotFoundError(self.tenant, f"its schema {schema!r} is gone from the database")
         _may_use(usable, self.tenant, schema)
-        if schema in self._layout.reserved or schema.startswith("pg_") or schema == "$user":
-            raise ConfigurationError(
-                "schema_name", schema, f"tenant {self.tenant!r} cannot live in this schema"
-            )
-        placement = self._layout.place(self.tenant, SchemaName(schema))
+        placement = self._layout.place(self.tenant, self._layout.naming.check(self.tenant, schema))
         scope = plan_scope(placement, qualified(self._layout.shared_schema, epoch))
         self._scope = scope
         return scope
@@ -179,7 +173,7 @@ class DiscoveredSource(_TenantSource):
             self._oid = None
             self._claims.forget(self._schema)
             raise TenantNotFoundError(self.tenant, "its schema was dropped and made again; try again")
-        self._claims.claim(self.tenant, self._schema)
+        self._claims.check(self.tenant, self._schema)
         self._oid = oid
         scope = plan_scope(self._layout.place(self.tenant, self._schema), oid=oid)
         self._scope = scope

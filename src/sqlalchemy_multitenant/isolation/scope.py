@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..naming import quote_ident, quote_literal
+from ..naming import path_sql, quote_ident, quote_literal
 from ..placement import Placement
 
 SCOPE_OPTION = "multitenant_scope"
@@ -22,7 +22,7 @@ STALE_SQLSTATES = frozenset({"3F000", "42P01", "22012"})
 
 # What a transaction sees while its tenant is being looked up in it: nothing. Should the client be
 # interrupted there, whatever comes next fails.
-NOWHERE = "RESET ROLE; SET LOCAL search_path TO pg_temp; "
+NOWHERE = "SET LOCAL search_path TO pg_temp; "
 
 DEAD_END = "pg_temp"
 """The search path of the session itself, as a start-up option: no schema with anything in it. The path of
@@ -75,15 +75,11 @@ def plan_scope(placement: Placement, epoch: str | None = None, *, oid: str | Non
             catalog has changed; None where there is no catalog.
         oid: the schema's OID, where it alone tells that a schema is still the same.
     """
-    # pg_temp last: a temporary table must never stand in front of a tenant's own
-    # (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH).
-    path = ", ".join([*map(quote_ident, placement.search_path), "pg_temp"])
     schema_guard = f"{quote_literal(quote_ident(placement.schema))}::pg_catalog.regnamespace"
     more = "" if epoch is None else f", {quote_literal(epoch)}::pg_catalog.regclass"
     if oid is not None:
         more += f", 1 / ({schema_guard}::pg_catalog.oid = {int(oid)})::pg_catalog.int4"
-    # RESET ROLE: behind a transaction pooler a role may have been left by another client.
-    fresh = f"RESET ROLE; SET LOCAL search_path TO {path}; SELECT {schema_guard}"
+    fresh = f"SET LOCAL search_path TO {path_sql(placement.search_path)}; SELECT {schema_guard}"
     return Scope(placement, fresh, fresh + more)
 
 

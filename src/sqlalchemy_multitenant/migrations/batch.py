@@ -11,7 +11,7 @@ import psycopg
 
 from ..engines.pipeline import StatementError, send_all
 from ..errors import MigrationError
-from ..naming import quote_ident, quote_literal
+from ..naming import path_sql, quote_literal
 from .plan import Statement, Timeouts
 
 SHOWN = 500
@@ -29,9 +29,8 @@ def settings_sql(search_path: Sequence[str], timeouts: Timeouts, *, local: bool 
     """One SELECT that sets what holds for the transaction, or for the session: set_config() with true as its
     last argument is SET LOCAL (https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SET).
     """
-    path = ", ".join([*map(quote_ident, search_path), "pg_temp"])
     values = {
-        "search_path": quote_literal(path),
+        "search_path": quote_literal(path_sql(search_path)),
         "lock_timeout": f"'{max(round(timeouts.lock_s * 1000), 1)}'",
         "statement_timeout": f"'{round((timeouts.statement_s or 0) * 1000)}'",
     }

@@ -23,7 +23,7 @@ from ..catalog.table import OWN_PREFIX
 from ..config import TenantConfig
 from ..errors import MigrationError
 from ..isolation.run import run_sql
-from ..naming import SchemaName, quote_ident, quote_literal
+from ..naming import SchemaName, path_sql, quote_ident, quote_literal
 from .apply import apply_plan
 from .enums import add_enums, enums_of, read_enums
 from .history import ALEMBIC_LOCK, History
@@ -79,23 +79,23 @@ def generate(
     schemas = config.schemas
     shared = _scratch_name(SHARED)
     tenant = _scratch_name("tenant")
-    extra = tuple(schemas.extra_search_path)
+    shared_path, tenant_path = schemas.search_path(shared=shared), schemas.search_path(tenant, shared=shared)
     written: list[GeneratedRevision] = []
     with engine.connect() as connection:
         # Two at once would give one number twice.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('multitenant generate'))"))
         try:
             scratch = _Scratch(connection, Timeouts.of(config))
-            scratch.build(shared_history, shared, (shared, *extra))
+            scratch.build(shared_history, shared, shared_path)
             if kind in (None, SHARED) and schemas.shared:
                 models = [_without_schema(m, schemas.shared_schema) for m in schemas.shared]
                 written += scratch.compare(shared_history, shared, models, name)
                 if written:
                     # The tenants' foreign keys may point at the tables that were just added.
-                    scratch.build(shared_history, shared, (shared, *extra))
+                    scratch.build(shared_history, shared, shared_path)
             if kind in (None, "tenant"):
                 tenant_history.config.attributes["requires_shared"] = next(iter(shared_history.heads()), None)
-                scratch.build(tenant_history, tenant, (tenant, shared, *extra))
+                scratch.build(tenant_history, tenant, tenant_path)
                 written += scratch.compare(tenant_history, tenant, schemas.tenant, name)
         except BaseException:
             for revision in written:
@@ -115,15 +115,16 @@ def time_plan(
         MigrationError: a revision fails.
     """
     shared, tenant = _scratch_name(SHARED), _scratch_name("tenant")
-    extra = tuple(config.schemas.extra_search_path)
+    shared_path = config.schemas.search_path(shared=shared)
+    tenant_path = config.schemas.search_path(tenant, shared=shared)
     with engine.connect() as connection:
         scratch = _Scratch(connection, Timeouts.of(config))
         try:
-            scratch.build(shared_history, shared, (shared, *extra))
+            scratch.build(shared_history, shared, shared_path)
             # Down from the newest would need downgrades: up to `start` first, and then the part to be timed.
-            scratch.build(tenant_history, tenant, (tenant, shared, *extra), target=start)
+            scratch.build(tenant_history, tenant, tenant_path, target=start)
             started = time.perf_counter()
-            scratch.build(tenant_history, tenant, (tenant, shared, *extra))
+            scratch.build(tenant_history, tenant, tenant_path)
             return time.perf_counter() - started
         finally:
             connection.rollback()
@@ -160,8 +161,7 @@ class _Scratch:
         if schema not in self._built:
             run_sql(self._connection, f"CREATE SCHEMA {quote_ident(schema)}")
             self._built.add(schema)
-        path = ", ".join(map(quote_ident, search_path))
-        run_sql(self._connection, f"SET LOCAL search_path TO {path}")
+        run_sql(self._connection, f"SET LOCAL search_path TO {path_sql(search_path)}")
         if not history.exists:
             return
         to = Destination(f"the scratch schema of {history.label}", schema, tuple(search_path))

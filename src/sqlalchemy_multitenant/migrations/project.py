@@ -35,7 +35,7 @@ class Project:
         table, make_dialect = settings.version_table, lambda: self._dialect
         self.tenant_history = History(Path(settings.tenant_dir), table, "tenant", make_dialect)
         self.shared_history = History(Path(settings.shared_dir), table, SHARED, make_dialect)
-        self.members = Membership(config)
+        self.members = Membership(config, lambda: self.engine)
         self.ledger = Ledger(config.schemas.shared_schema)
 
     @cached_property
@@ -71,8 +71,7 @@ class Project:
     # -- who ----------------------------------------------------------------------------------------
 
     def _tenant(self, member: Member) -> Destination:
-        schemas = self.config.schemas
-        path = (member.schema, schemas.shared_schema, *schemas.extra_search_path)
+        path = self.config.schemas.search_path(member.schema)
         return Destination(member.id, member.schema, path, member.id)
 
     def install_catalog(self) -> None:
@@ -120,9 +119,8 @@ class Project:
 
     def _shared(self) -> tuple[Destination, Heads]:
         """The shared schema, and where it stands."""
-        schemas = self.config.schemas
-        name = SchemaName(schemas.shared_schema)
-        to = Destination(SHARED, name, (name, *schemas.extra_search_path))
+        name = SchemaName(self.config.schemas.shared_schema)
+        to = Destination(SHARED, name, self.config.schemas.search_path())
         return to, self._heads_of([name])[name] or ()
 
     # -- where --------------------------------------------------------------------------------------

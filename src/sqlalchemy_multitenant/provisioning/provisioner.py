@@ -35,7 +35,7 @@ from ..migrations.fleet import read_heads
 from ..migrations.history import History, dialect_of
 from ..migrations.plan import Destination, Heads, MigrationPlan, Timeouts
 from ..migrations.requirements import require_shared
-from ..naming import SchemaName, SchemaNaming, TenantId, parse_tenant_id, quote_ident
+from ..naming import SchemaName, TenantId, parse_tenant_id, quote_ident
 from .models import plan_tables
 
 _DUPLICATE_SCHEMA, _UNIQUE_VIOLATION, _LOCK_NOT_AVAILABLE = "42P06", "23505", "55P03"
@@ -46,7 +46,7 @@ class Provisioner:
 
     def __init__(self, config: TenantConfig, url: URL) -> None:
         self.config = config
-        self.members = Membership(config)
+        self.members = Membership(config, lambda: self.engine)
         self._url = url
         self._lock = Lock()
         self._engine: Engine | None = None
@@ -111,9 +111,7 @@ class Provisioner:
             raise ConfigurationError(
                 "schema", override, "only the catalog can hold it; `discover` is configured"
             )
-        # The same rules as for what a callable returns.
-        reserved = self.config.naming.reserved
-        return SchemaNaming(lambda _id: override, reserved).schema_for(tenant)
+        return self.config.naming.check(tenant, override)
 
     def _install(self) -> None:
         if self._installed:
@@ -152,10 +150,10 @@ class Provisioner:
             # First, so that a second creation of the same id waits here and then finds it taken.
             record = self.members.store.add(connection, tenant, schema, metadata)
         else:
-            self.members.claims.claim(tenant, schema)
+            self.members.claims.grant(tenant, schema)
             record = TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)
         run_sql(connection, f"CREATE SCHEMA {quote_ident(schema)}")
-        path = (schema, self.config.schemas.shared_schema, *self.config.schemas.extra_search_path)
+        path = self.config.schemas.search_path(schema)
         if plan is not None:
             to = Destination(tenant, schema, path, tenant)
             apply_plan(connection, plan, self._history, to, timeouts, is_new=True)
@@ -236,12 +234,8 @@ class Provisioner:
     def exists(self, tenant: str) -> bool:
         """See `TenantManager.tenant_exists`."""
         try:
-            parse_tenant_id(tenant)
-        except InvalidTenantIdError:
-            return False
-        try:
             self.get(tenant)
-        except TenantNotFoundError:
+        except (TenantNotFoundError, InvalidTenantIdError):  # such as one that meets another's
             return False
         return True
 
@@ -260,7 +254,9 @@ class Provisioner:
                 text("SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname = :name"), {"name": schema}
             ):
                 raise TenantNotFoundError(parsed)
-            self.members.claims.claim(parsed, schema)
+            if self.members.claims.is_open(parsed, schema):
+                self.members.list(connection)
+            self.members.claims.check(parsed, schema)
             return TenantRecord(id=parsed, status=TenantStatus.ACTIVE, schema=schema)
 
     def list(self) -> Sequence[TenantRecord]:
