@@ -1,4 +1,4 @@
-"""The command line, through the real command, in a project folder and a database of the test's own."""
+"""The command line, in a project folder and a database of the test's own."""
 
 from __future__ import annotations
 
@@ -6,38 +6,18 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, Engine, MetaData, create_engine, make_url, text
 from typer.main import get_command
 
-from sqlalchemy_multitenant import Connection, Migrations, Migrator, Schemas, TenantConfig, TenantManager
 from sqlalchemy_multitenant.cli.app import app
 from sqlalchemy_multitenant.migrations.scaffold import scaffold
-
-COMMAND = Path(sys.executable).parent / "multitenant"
-SECRET = "hunter2"
-
-REVISION = '''"""{name}"""
-from alembic import op
-import sqlalchemy as sa
-revision = {number!r}
-down_revision = {before!r}
-
-
-def upgrade():
-    {body}
-
-
-def downgrade():
-    pass
-'''
+from tests.cli.project import SECRET, Project
+from tests.command import COMMAND, spawn
 
 FAILS_FOR_B = (
     'op.execute("ALTER TABLE users ADD COLUMN avatar text; '
@@ -45,139 +25,11 @@ FAILS_FOR_B = (
 )
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a command left behind. Both streams have been looked at for a traceback."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def document(self) -> Any:
-        """The one JSON document on stdout."""
-        return json.loads(self.out)
-
-
-@dataclass(frozen=True)
-class Project:
-    """A folder with a configuration, and a database."""
-
-    folder: Path
-    url: URL
-    engine: Engine
-
-    @property
-    def environment(self) -> dict[str, str]:
-        kept = {k: v for k, v in os.environ.items() if k not in ("MULTITENANT_CONFIG", "FORCE_COLOR")}
-        return {**kept, "DATABASE_URL": self.url.render_as_string(hide_password=False), "COLUMNS": "200"}
-
-    def run(
-        self, *arguments: str, code: int = 0, answer: str = "", cwd: Path | None = None, **environment: Any
-    ) -> Result:
-        """Run the command, and expect an exit code."""
-        done = subprocess.run(
-            [COMMAND, *arguments],
-            cwd=cwd or self.folder,
-            env={**self.environment, **environment},
-            input=answer,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert "Traceback" not in done.stderr + done.stdout, done.stderr
-        assert done.returncode == code, (arguments, done.returncode, done.stdout, done.stderr)
-        return Result(done.returncode, done.stdout, done.stderr)
-
-    def revision(self, number: int, body: str, kind: str = "tenant") -> None:
-        """Write a revision by hand."""
-        before = f"{number - 1:04d}" if number > 1 else None
-        path = self.folder / "migrations" / kind / "versions" / f"{number:04d}_step.py"
-        path.write_text(
-            REVISION.format(name=f"step {number}", number=f"{number:04d}", before=before, body=body)
-        )
-
-    def files(self) -> dict[str, bytes]:
-        """The content of each file, without what Python caches."""
-        found = (p for p in self.folder.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
-        return {str(p.relative_to(self.folder)): p.read_bytes() for p in found}
-
-    def rows(self, sql: str) -> list[tuple[Any, ...]]:
-        with self.engine.connect() as connection:
-            return [tuple(row) for row in connection.execute(text(sql))]
-
-    def do(self, sql: str) -> None:
-        with self.engine.begin() as connection:
-            connection.execute(text(sql))
-
-    def dump(self) -> object:
-        """All that there is in the database, by identity, and where each schema stands."""
-        relations = self.rows(
-            "SELECT n.oid, n.nspname, c.oid, c.relname, c.relfilenode, (SELECT count(*) FROM pg_attribute a "
-            "WHERE a.attrelid = c.oid) FROM pg_namespace n LEFT JOIN pg_class c ON c.relnamespace = n.oid "
-            "WHERE n.nspname !~ '^pg_|^information_schema$' ORDER BY 2, 4"
-        )
-        versions = [
-            (schema, self.rows(f'SELECT version_num FROM "{schema}".alembic_version'))
-            for _, schema, _, name, *_ in relations
-            if name == "alembic_version"
-        ]
-        return relations, versions
-
-    def columns(self, schema: str, table: str = "users") -> set[str]:
-        found = self.rows(
-            "SELECT column_name FROM information_schema.columns "
-            f"WHERE table_schema = '{schema}' AND table_name = '{table}'"
-        )
-        return {name for (name,) in found}
-
-    def at(self, *tenants: str) -> dict[str, str]:
-        """The revision of each tenant."""
-        return {t: found for t in tenants for (found,) in self.rows(f"TABLE tenant_{t}.alembic_version")}
-
-
-@pytest.fixture
-def blank(tmp_path: Path, empty_url: URL) -> Iterator[Project]:
-    """An empty folder and an empty database."""
-    engine = create_engine(empty_url)
-    folder = tmp_path / "project"
-    folder.mkdir()
-    yield Project(folder, empty_url, engine)
-    engine.dispose()
-
-
-@pytest.fixture
-def offline(tmp_path: Path) -> Project:
-    """A scaffolded project whose server is not there."""
-    folder = tmp_path / "project"
-    scaffold(folder)
-    url = make_url(f"postgresql+psycopg://u:{SECRET}@127.0.0.1:1/nothing")
-    return Project(folder, url, create_engine(url))
-
-
-@pytest.fixture
-def project(blank: Project) -> Project:
-    """A project with one revision of each kind, and the tenants a, b and c."""
-    scaffold(blank.folder)
-    blank.revision(1, "op.create_table('plans', sa.Column('id', sa.Integer, primary_key=True))", "shared")
-    blank.revision(1, "op.create_table('users', sa.Column('id', sa.Integer, primary_key=True))")
-    folders = blank.folder / "migrations"
-    config = TenantConfig(
-        connection=Connection(url=blank.url),
-        schemas=Schemas(tenant=MetaData()),
-        migrations=Migrations(tenant_dir=folders / "tenant", shared_dir=folders / "shared"),
-    )
-    with Migrator(config) as migrator, TenantManager(config) as manager:
-        migrator.migrate_shared()
-        for tenant in "abc":
-            manager.create_tenant(tenant)
-    return blank
-
-
 # -- from nothing to a fleet ---------------------------------------------------------------------------
 
 
 def test_a_project_from_nothing(blank: Project) -> None:
+    blank = replace(blank, how=spawn)
     assert "wrote tenant_config.py" in blank.run("init").out
     scaffolded = blank.files()
     models = blank.folder / "models.py"

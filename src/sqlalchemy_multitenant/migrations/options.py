@@ -40,17 +40,17 @@ class FailureBudget:
     """How many tenants may fail before a run is stopped: a number, or a share of all.
 
     Raises:
-        ConfigurationError: `limit` is neither a whole number from 0 nor a text such as `5%`.
+        ConfigurationError: `limit` is neither a whole number from 0 nor a text such as `5%`, up to `100%`.
     """
 
     limit: int | str
 
     def __post_init__(self) -> None:
         value = self.limit
-        ok = _is_whole(value, 0) or (
-            isinstance(value, str) and re.fullmatch(r"\d+|\d+(\.\d+)?%", value) is not None
-        )
-        _check(ok, "max_failures", value, "a whole number, or a share such as '5%'")
+        ok = _is_whole(value, 0)
+        if isinstance(value, str) and re.fullmatch(r"\d+|\d+(\.\d+)?%", value):
+            ok = not value.endswith("%") or float(value[:-1]) <= 100
+        _check(ok, "max_failures", value, "a whole number, or a share up to 100%, such as '5%'")
 
     def allows(self, failures: int, total: int) -> bool:
         """Whether a run over `total` tenants may go on."""
