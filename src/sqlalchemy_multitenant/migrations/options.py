@@ -15,6 +15,9 @@ OnProgress = Callable[[str, MigrationState], object]
 OnError = Callable[[str, BaseException], Literal["continue", "abort"] | None]
 
 
+_WHOLE_PERCENT = 100
+
+
 def _check(ok: bool, name: str, value: object, reason: str) -> None:
     if not ok:
         raise ConfigurationError(name, value, reason)
@@ -49,7 +52,7 @@ class FailureBudget:
         value = self.limit
         ok = _is_whole(value, 0)
         if isinstance(value, str) and re.fullmatch(r"\d+|\d+(\.\d+)?%", value):
-            ok = not value.endswith("%") or float(value[:-1]) <= 100
+            ok = not value.endswith("%") or float(value[:-1]) <= _WHOLE_PERCENT
         _check(ok, "max_failures", value, "a whole number, or a share up to 100%, such as '5%'")
 
     def allows(self, failures: int, total: int) -> bool:
