@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import (
     ARRAY,
+    JSON,
     URL,
     CheckConstraint,
     Column,
@@ -162,3 +163,59 @@ def test_a_failure_leaves_no_file(empty_url: URL, tmp_path: Path, db: Engine) ->
             migrator.generate("first")
     assert list((tmp_path / "shared" / "versions").glob("*.py")) == []
     assert relations(db) == before
+
+
+def test_enum_types_are_made_and_extended_in_place(empty_url: URL, tmp_path: Path) -> None:
+    """Alembic sees neither a new type of an existing table nor a new label."""
+
+    def models(*labels: str) -> MetaData:
+        metadata = MetaData()
+        columns: list[Column[str]] = [Column("mood", Enum(*labels, name="mood"))] if labels else []
+        Table("users", metadata, Column("id", Integer, primary_key=True), *columns)
+        return metadata
+
+    def generate(name: str, *labels: str) -> tuple[str, ...]:
+        with Migrator(make_config(empty_url, tmp_path, models(*labels), None)) as migrator:
+            return tuple(change for revision in migrator.generate(name) for change in revision.changes)
+
+    assert generate("first") == ("add table users",)
+    with TenantManager(make_config(empty_url, tmp_path, models(), None)) as manager:
+        manager.create_tenant("a")
+    assert generate("mood", "b", "d") == ("add column users.mood", "add enum mood")
+    assert generate("more", "a", "b", "c", "d", "e") == tuple(
+        f"add value {label} to enum mood" for label in "ace"
+    )
+    config = make_config(empty_url, tmp_path, models("a", "b", "c", "d", "e"), None)
+    with Migrator(config) as migrator:
+        assert migrator.migrate_tenants(["a"]).failed == 0
+    with TenantManager(config) as manager:
+        labels = manager.get_db("a").scalars(text("SELECT unnest(enum_range(NULL::mood))::text")).all()
+        assert labels == list("abcde")
+
+
+def test_changes_of_a_column_are_told_each(empty_url: URL, tmp_path: Path) -> None:
+    shared = shared_models()
+    tenant = tenant_models(shared)
+    with Migrator(make_config(empty_url, tmp_path, tenant, shared)) as migrator:
+        migrator.generate("first")
+        name = tenant.tables["users"].c.name
+        name.type, name.nullable = String(80), True
+        (changed,) = migrator.generate("wider")
+        assert changed.changes == ("modify type of users.name; modify nullable of users.name",)
+        assert migrator.generate("again") == []
+
+
+def test_a_default_that_has_no_equality_counts_as_changed(empty_url: URL, tmp_path: Path) -> None:
+    def models(default: str) -> MetaData:
+        metadata = MetaData()
+        Table(
+            "users",
+            metadata,
+            Column("id", Integer, primary_key=True),
+            Column("box", JSON, server_default=default),
+        )
+        return metadata
+
+    for name, default, expected in (("first", "{}", 1), ("again", "{}", 0), ("other", "[]", 1)):
+        with Migrator(make_config(empty_url, tmp_path, models(default), None)) as migrator:
+            assert len(migrator.generate(name)) == expected, name

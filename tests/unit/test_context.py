@@ -10,6 +10,7 @@ import inspect
 import pickle
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -476,6 +477,43 @@ def test_a_plain_function_that_returns_a_coroutine_is_awaited_with_the_tenant(
                 assert await context.run_with_tenant("a", fn) == "a"
 
     asyncio.run(main())
+
+
+def test_what_a_decorated_function_hands_out_runs_with_the_tenant(context: TenantContext[Info]) -> None:
+    """Not a generator function, but something that returns what one makes."""
+
+    def numbers() -> Iterator[str]:
+        yield context.get_tenant()
+
+    async def later() -> AsyncIterator[str]:
+        yield context.get_tenant()
+
+    async def soon() -> str:
+        return context.get_tenant()
+
+    @contextmanager
+    def block() -> Iterator[str]:
+        yield context.get_tenant()
+
+    @asynccontextmanager
+    async def async_block() -> AsyncIterator[str]:
+        yield context.get_tenant()
+
+    def handing_out(fn: Callable[[], Any]) -> Callable[[], Any]:
+        return context.use_tenant("a")(functools.partial(fn))
+
+    async def main() -> None:
+        assert await handing_out(soon)() == "a"
+        assert [tenant async for tenant in handing_out(later)()] == ["a"]
+        async with handing_out(async_block)() as tenant:
+            assert tenant == "a"
+
+    with context.use_tenant("b"):
+        assert list(handing_out(numbers)()) == ["a"]
+        with handing_out(block)() as tenant:
+            assert (tenant, context.get_tenant()) == ("a", "b")
+        asyncio.run(main())
+        assert context.get_tenant() == "b"
 
 
 # -- threads and tasks ---------------------------------------------------------------------------------
