@@ -1,6 +1,6 @@
 """The configuration: frozen values, checked when they are built.
 
-Nothing here reads the environment or opens a connection; `engines.server.resolve_url` does, when the
+Nothing here reads the environment or opens a connection; `engines.url.resolve_url` does, when the
 first engine is made.
 """
 

@@ -30,8 +30,8 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from .catalog.store import CatalogStore
 from .config import Connection, Isolation, Migrations, Schemas, TenantConfig
 from .context import TenantContext
-from .engines.engine import make_admin_engine
-from .engines.server import resolve_url
+from .engines.admin import make_admin_engine
+from .engines.url import resolve_url
 from .errors import ConfigurationError, MigrationError, MultitenantError
 from .manager import TenantManager
 from .migrations.migrator import Migrator

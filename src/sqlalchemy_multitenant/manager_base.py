@@ -13,9 +13,9 @@ from sqlalchemy.pool import Pool
 
 from .catalog.source import CatalogSource, DiscoveredSource, Layout, SharedSource
 from .config import TenantConfig
-from .engines.engine import make_scoped_engine
 from .engines.pools import MAX_ENGINES, PoolRegistry
-from .engines.server import resolve_url
+from .engines.scoped import make_scoped_engine
+from .engines.url import resolve_url
 from .errors import ConfigurationError
 from .isolation.scope import SCOPE_OPTION, ScopeSource
 from .naming import TenantId, parse_tenant_id

@@ -6,17 +6,15 @@ from dataclasses import dataclass
 
 from .naming import SchemaName, TenantId
 
-DEFAULT_SERVER = "default"
-
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What a pool of connections is for: one database on one named server.
+    """What a pool of connections is for.
 
-    `owner` is the tenant that has the pool to itself, or None for a pool that tenants share.
+    Attributes:
+        owner: the tenant that has the pool to itself; None for the pool that tenants share.
     """
 
-    server: str = DEFAULT_SERVER
     owner: str | None = None
 
 

@@ -63,11 +63,10 @@ class CatalogStore:
         ).one_or_none()
         return None if row is None else _record(row)
 
-    def list(self, connection: Connection, *, dropped: bool = False) -> Sequence[TenantRecord]:
-        """All records, by id; dropped ones on request."""
-        where = "" if dropped else "WHERE status <> 'dropped'"
+    def list(self, connection: Connection) -> Sequence[TenantRecord]:
+        """All records but those of dropped tenants, by id."""
         rows = connection.execute(
-            text(f'SELECT {_COLUMNS} FROM {self._table} {where} ORDER BY id COLLATE "C"')
+            text(f"SELECT {_COLUMNS} FROM {self._table} WHERE status <> 'dropped' ORDER BY id COLLATE \"C\"")
         )
         return [_record(row) for row in rows]
 

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .common import ConfigOption, JsonOption, console, fail, load_config, print_json, reports_errors
+from .common import JsonOption, console, fail, print_json, reports_errors
+from .config_file import ConfigOption, load_config
 
 
 @reports_errors

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import ConfigOption, JsonOption, chosen_ids, confirm, fail, load_config, reports_errors
+from .common import JsonOption, chosen_ids, confirm, fail, reports_errors
+from .config_file import ConfigOption, load_config
 from .migrate import AllOption, ConcurrencyOption, MaxFailuresOption, TenantOption, TenantsOption
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from .common import ConfigOption, JsonOption, console, load_config, parse_ids, print_json, reports_errors
+from .common import JsonOption, console, parse_ids, print_json, reports_errors
+from .config_file import ConfigOption, load_config
 from .results import warn_of_edits
 
 if TYPE_CHECKING:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import ConfigOption, JsonOption, confirm, console, load_config, print_json, reports_errors
+from .common import JsonOption, confirm, console, print_json, reports_errors
+from .config_file import ConfigOption, load_config
 
 if TYPE_CHECKING:
     from ..catalog.records import TenantRecord

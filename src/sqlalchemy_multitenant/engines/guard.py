@@ -18,7 +18,7 @@ class Guarded:
     """
 
     _armed = False
-    _used = False
+    _reset_due = False
     _is_pooled = False
     _altered: str | None = None
     _session_reset = session_reset_sql()
@@ -51,13 +51,13 @@ class Guarded:
 
     def mark_checked_out(self) -> None:
         """A new user has the connection: its first BEGIN cleans up after the last one."""
-        self._used = True
+        self._reset_due = True
         self._next = None
         self.checkout += 1
 
     def _note_begun(self) -> None:
         # Behind a pooler, others use the session between any two transactions.
-        self._used = self._is_pooled
+        self._reset_due = self._is_pooled
 
     def bind(self, source: ScopeSource) -> None:
         """The next BEGIN is for `source`."""
@@ -66,7 +66,7 @@ class Guarded:
     @property
     def _clean_up(self) -> str:
         """What goes before the next BEGIN."""
-        return self._session_reset if self._used else ""
+        return self._session_reset if self._reset_due else ""
 
     def _take_scope(self) -> ScopeSource:
         """What `bind` left, once.

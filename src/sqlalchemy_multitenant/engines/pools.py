@@ -24,7 +24,7 @@ from sqlalchemy.pool import AsyncAdaptedQueuePool, ConnectionPoolEntry, Pool, Qu
 
 from ..errors import TenantBusyError
 from ..events import Hooks, call_hook
-from ..placement import DEFAULT_SERVER, Target
+from ..placement import Target
 
 SHARED = Target()
 
@@ -107,7 +107,7 @@ class PoolEntry:
     def __init__(self, target: Target, engine: Engine, lock: RLock, whoami: Callable[[], int]) -> None:
         self.target = target
         self.engine = engine
-        self.name = target.owner or target.server or DEFAULT_SERVER
+        self.name = target.owner or "default"
         self.attempts = self.in_use = self.opened = 0
         self.connecting: dict[int, Any] = {}
         self.last_used = time.monotonic()

@@ -235,7 +235,7 @@ class Scoped(Guarded):
 
     def _note_clean(self) -> None:
         """The message that began the transaction has cleaned the session, if it had to be."""
-        if self._used and self._notifies_backlog:
+        if self._reset_due and self._notifies_backlog:
             self._notifies_backlog.clear()  # what the last user has listened for
         self._note_begun()
 

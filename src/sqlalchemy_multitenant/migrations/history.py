@@ -1,4 +1,4 @@
-"""The only door to Alembic's scripts: reads a folder of revisions, plans ways through them, runs one of them.
+"""A folder of Alembic's revisions: reads it, plans ways through it, runs one of them.
 
 Alembic's `op` and `context` are process-wide, so everything here happens under one lock, and once per
 distinct pair of revisions instead of once per tenant.
@@ -11,10 +11,10 @@ import hashlib
 import threading
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from alembic.config import Config
 from alembic.operations import Operations
@@ -320,29 +320,18 @@ class History:
         pending = {revision.id for revision in self.pending(heads)}
         return [revision for revision in self.revisions() if revision.id not in pending]
 
-    def _translated(self) -> _Translated:
-        return _Translated(self)
-
-
-class _Translated:
-    """Alembic's errors, and those of a broken revision file, as `MigrationError`."""
-
-    def __init__(self, history: History) -> None:
-        self.history = history
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, CommandError | RevisionError):
-            raise MigrationError(f"{error} (in {self.history.directory})") from error
-        if isinstance(error, UserWarning | KeyError):
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Make Alembic's errors, and those of a broken revision file, a `MigrationError`."""
+        try:
+            yield
+        except (CommandError, RevisionError) as error:
+            raise MigrationError(f"{error} (in {self.directory})") from error
+        except (UserWarning, KeyError) as error:
+            raise MigrationError(f"the revisions in {self.directory} do not connect: {error}") from error
+        except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:
             raise MigrationError(
-                f"the revisions in {self.history.directory} do not connect: {error}"
-            ) from error
-        if isinstance(error, SyntaxError | ImportError | NameError | AttributeError | TypeError):
-            raise MigrationError(
-                f"a revision in {self.history.directory} cannot be loaded: {type(error).__name__}: {error}"
+                f"a revision in {self.directory} cannot be loaded: {type(error).__name__}: {error}"
             ) from error
 
 

@@ -8,7 +8,7 @@ from typing import Literal, Unpack
 
 from ..catalog.members import Member
 from ..config import TenantConfig
-from ..engines.engine import make_admin_engine
+from ..engines.admin import make_admin_engine
 from ..errors import ConfigurationError, MigrationError
 from ..events import MigrationHooks
 from .generate import GeneratedRevision, generate, time_plan

@@ -15,8 +15,8 @@ from sqlalchemy.engine import Dialect
 from ..catalog.members import Member, Membership
 from ..catalog.records import TenantStatus
 from ..config import TenantConfig
-from ..engines.engine import make_admin_engine
-from ..engines.server import resolve_url
+from ..engines.admin import make_admin_engine
+from ..engines.url import resolve_url
 from ..errors import ConfigurationError, MigrationError, TenantNotFoundError
 from ..naming import SchemaName, parse_tenant_id
 from .fleet import read_heads

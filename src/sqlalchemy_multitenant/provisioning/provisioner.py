@@ -16,7 +16,7 @@ from sqlalchemy.exc import DBAPIError
 from ..catalog.members import Member, Membership
 from ..catalog.records import TenantRecord, TenantStatus
 from ..config import TenantConfig
-from ..engines.engine import make_admin_engine
+from ..engines.admin import make_admin_engine
 from ..errors import (
     ConfigurationError,
     InvalidTenantIdError,
