@@ -101,6 +101,7 @@ def test_what_happened_is_still_there_tomorrow(project: Project) -> None:
     project.do("DROP TABLE IF EXISTS public.multitenant_run_results, public.multitenant_runs")
     assert "no runs yet" in project.run("runs").out
     assert project.run("runs", "--json").document == []
+    assert "0 in all" in project.run("migrate", "--only-failed").out
     project.revision(2, AVATAR)
     project.run("migrate", "--all")
     project.revision(3, FAILS_FOR_B)
@@ -121,6 +122,7 @@ def test_what_happened_is_still_there_tomorrow(project: Project) -> None:
     assert "99" in project.run("runs", "show", "99", code=1).err
 
     project.revision(3, "pass")
+    assert "0 migrated" in project.run("migrate", "--tenants", "a,c", "--only-failed").out
     assert "1 migrated" in project.run("migrate", "--only-failed").out
     assert project.at(*"abc") == dict.fromkeys("abc", "0003")
 

@@ -500,7 +500,7 @@ def test_what_a_decorated_function_hands_out_runs_with_the_tenant(context: Tenan
         yield context.get_tenant()
 
     def handing_out(fn: Callable[[], Any]) -> Callable[[], Any]:
-        return context.use_tenant("a")(functools.partial(fn))
+        return context.use_tenant("a")(lambda: fn())  # noqa: PLW0108 - a partial would be seen through
 
     async def main() -> None:
         assert await handing_out(soon)() == "a"
