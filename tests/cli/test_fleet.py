@@ -195,6 +195,28 @@ def test_what_is_pending_in_the_shared_schema_is_not_forgotten(project: Project)
     assert "1 revisions are pending in the shared schema" in project.run("migrate", "--all").err
 
 
+# -- verification --------------------------------------------------------------------------------------
+
+
+def test_catalogues_are_compared_on_request(project: Project) -> None:
+    assert "3 of 3 tenants are as the revisions build them." in project.run("status", "--verify").out
+    project.do("ALTER TABLE tenant_b.users ADD COLUMN by_hand int")
+    shown = project.run("status", "--verify", code=1).out
+    assert "2 of 3 tenants are as" in shown
+    assert "users.by_hand" in shown
+    document = project.run("status", "--verify", "--json", code=1).document
+    (difference,) = document["verified"][1]["differences"]
+    assert (difference["kind"], difference["name"], difference["expected"], difference["found"]) == (
+        "column",
+        "users.by_hand",
+        None,
+        "integer",
+    )
+    assert [v["ok"] for v in document["verified"]] == [True, False, True]
+    assert "by_hand" not in project.run("status", "--verify", "--tenants", "a,c").out
+    assert "verified" not in project.run("status", "--json").document
+
+
 # -- progress ------------------------------------------------------------------------------------------
 
 

@@ -14,10 +14,10 @@ LINE_EVERY_S = 5.0
 
 
 class Progress:
-    """Counts tenants that are done. `quiet` shows nothing."""
+    """Counts tenants that are done. `quiet` shows nothing; `verb` says what is done to them."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
-        self._quiet = quiet
+    def __init__(self, verb: str = "migrating", *, quiet: bool = False) -> None:
+        self._quiet, self._verb = quiet, verb
         self._total = self._done = self._failed = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Any = None
@@ -42,7 +42,7 @@ class Progress:
         from rich.progress import Progress as Bar
 
         self._bar = Bar(
-            TextColumn("migrating"),
+            TextColumn(self._verb),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]:.0f}/s"),
@@ -55,10 +55,13 @@ class Progress:
 
     def update(self, tenant: str, state: MigrationState) -> None:
         """Take note of one tenant's state."""
-        if state.value == "running":
-            return
+        if state.value != "running":
+            self.advance(tenant, failed=state.value == "failed")
+
+    def advance(self, tenant: str, *, failed: bool = False) -> None:
+        """One more is done."""
         self._done += 1
-        self._failed += state.value == "failed"
+        self._failed += failed
         rate = self._done / max(time.monotonic() - self._started, 1e-6)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, rate=rate, failed=self._failed)

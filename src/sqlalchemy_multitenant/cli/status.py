@@ -10,10 +10,12 @@ from rich.markup import escape
 
 from .common import JsonOption, console, parse_ids, print_json, reports_errors
 from .config_file import ConfigOption, load_config
+from .migrate import ConcurrencyOption
 from .results import warn_of_edits
 
 if TYPE_CHECKING:
     from ..migrations.report import TenantMigrationStatus
+    from ..migrations.verify import TenantVerification
 
 STYLES = {"ok": "[green]ok[/]", "behind": "[yellow]behind[/]", "broken": "[red]broken[/]"}
 
@@ -21,23 +23,35 @@ STYLES = {"ok": "[green]ok[/]", "behind": "[yellow]behind[/]", "broken": "[red]b
 @reports_errors
 def status(
     tenants: Annotated[str | None, typer.Option("--tenants", metavar="A,B,C", help="These tenants.")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare each tenant's catalogue with what the revisions build.")
+    ] = False,
+    concurrency: ConcurrencyOption = 10,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show where each tenant stands, and which migrations are pending."""
     from ..migrations.migrator import Migrator
+    from .progress import Progress
 
+    ids = None if tenants is None else parse_ids(tenants, "--tenants")
     with Migrator(load_config(config)) as migrator:
-        found = migrator.status(None if tenants is None else parse_ids(tenants, "--tenants"))
+        found = migrator.status(ids)
         shared = migrator.status_shared()
         names = {r.id: r.name for r in migrator.tenant_history.revisions()}
         edited = migrator.edited_revisions()
+        verified: list[TenantVerification] | None = None
+        if verify:
+            with Progress("comparing", quiet=as_json) as progress:
+                progress.start(len(found))
+                verified = migrator.verify(ids, concurrency=concurrency, on_progress=progress.advance)
     pending = Counter(revision for tenant in found for revision in tenant.pending)
     if as_json:
         print_json(
             {
                 "shared": _status_json(shared),
                 "tenants": [_status_json(tenant) for tenant in found],
+                **({} if verified is None else {"verified": [_verified_json(v) for v in verified]}),
                 "pending": [{"revision": r, "tenants": pending[r]} for r in names if r in pending],
                 "edited": [{"type": e.kind, "revision": e.revision, "name": e.name} for e in edited],
             }
@@ -45,7 +59,9 @@ def status(
     else:
         render(shared, found, [(names[r], pending[r]) for r in names if r in pending])
         warn_of_edits(edited)
-    if any(status.problem for status in (shared, *found)):
+        if verified is not None:
+            _render_verified(verified)
+    if any(status.problem for status in (shared, *found)) or not all(v.ok for v in verified or ()):
         raise typer.Exit(1)
 
 
@@ -60,6 +76,37 @@ def _status_json(status: TenantMigrationStatus) -> dict[str, Any]:
         "suspended": status.suspended,
         "problem": status.problem,
     }
+
+
+def _verified_json(verified: TenantVerification) -> dict[str, Any]:
+    return {
+        "tenant": verified.tenant,
+        "schema": verified.schema,
+        "ok": verified.ok,
+        "problem": verified.problem,
+        "differences": [
+            {"kind": d.kind, "name": d.name, "expected": d.expected, "found": d.found}
+            for d in verified.differences
+        ],
+    }
+
+
+def _render_verified(verified: list[TenantVerification]) -> None:
+    from rich.table import Table
+
+    out = console()
+    wrong = [v for v in verified if not v.ok]
+    out.print(f"\n{len(verified) - len(wrong)} of {len(verified)} tenants are as the revisions build them.")
+    if not wrong:
+        return
+    table = Table("Tenant", "What", "Name", "By the revisions", "In the schema")
+    for tenant in wrong:
+        if tenant.problem is not None:
+            table.add_row(escape(tenant.tenant), "[red]unknown[/]", "", "", escape(tenant.problem))
+        for d in tenant.differences:
+            there = ("[red]none[/]" if text is None else escape(text) for text in (d.expected, d.found))
+            table.add_row(escape(tenant.tenant), d.kind, escape(d.name), *there)
+    out.print(table)
 
 
 def render(

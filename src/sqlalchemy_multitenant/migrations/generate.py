@@ -5,8 +5,6 @@ Everything happens in one transaction that is rolled back, so no tenant is neede
 
 from __future__ import annotations
 
-import secrets
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,12 +21,12 @@ from ..catalog.table import OWN_PREFIX
 from ..config import TenantConfig
 from ..errors import MigrationError
 from ..isolation.run import run_sql
-from ..naming import SchemaName, path_sql, quote_ident, quote_literal
-from .apply import apply_plan
+from ..naming import SchemaName, quote_ident, quote_literal
 from .enums import add_enums, enums_of, read_enums
 from .history import ALEMBIC_LOCK, History
-from .plan import Destination, Heads, Timeouts
+from .plan import Timeouts
 from .report import SHARED
+from .scratch import Scratch, scratch_name
 from .templates import SCRIPT_TEMPLATE
 
 Kind = Literal["tenant", "shared"]
@@ -77,26 +75,27 @@ def generate(
     if kind not in (None, "tenant", SHARED):
         raise MigrationError(f"type {kind!r} is neither 'tenant' nor 'shared'")
     schemas = config.schemas
-    shared = _scratch_name(SHARED)
-    tenant = _scratch_name("tenant")
+    shared = scratch_name(SHARED)
+    tenant = scratch_name("tenant")
     shared_path, tenant_path = schemas.search_path(shared=shared), schemas.search_path(tenant, shared=shared)
     written: list[GeneratedRevision] = []
     with engine.connect() as connection:
         # Two at once would give one number twice.
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('multitenant generate'))"))
         try:
-            scratch = _Scratch(connection, Timeouts.of(config))
+            scratch = Scratch(connection, Timeouts.of(config))
+            comparison = _Comparison(connection)
             scratch.build(shared_history, shared, shared_path)
             if kind in (None, SHARED) and schemas.shared:
                 models = [_without_schema(m, schemas.shared_schema) for m in schemas.shared]
-                written += scratch.compare(shared_history, shared, models, name)
+                written += comparison.compare(shared_history, shared, models, name)
                 if written:
                     # The tenants' foreign keys may point at the tables that were just added.
                     scratch.build(shared_history, shared, shared_path)
             if kind in (None, "tenant"):
                 tenant_history.config.attributes["requires_shared"] = next(iter(shared_history.heads()), None)
                 scratch.build(tenant_history, tenant, tenant_path)
-                written += scratch.compare(tenant_history, tenant, schemas.tenant, name)
+                written += comparison.compare(tenant_history, tenant, schemas.tenant, name)
         except BaseException:
             for revision in written:
                 revision.path.unlink(missing_ok=True)
@@ -104,34 +103,6 @@ def generate(
         finally:
             connection.rollback()
     return written
-
-
-def time_plan(
-    config: TenantConfig, engine: Engine, tenant_history: History, shared_history: History, start: Heads
-) -> float:
-    """How long the upgrade from `start` takes in a schema without rows, in seconds; leaves nothing behind.
-
-    Raises:
-        MigrationError: a revision fails.
-    """
-    shared, tenant = _scratch_name(SHARED), _scratch_name("tenant")
-    shared_path = config.schemas.search_path(shared=shared)
-    tenant_path = config.schemas.search_path(tenant, shared=shared)
-    with engine.connect() as connection:
-        scratch = _Scratch(connection, Timeouts.of(config))
-        try:
-            scratch.build(shared_history, shared, shared_path)
-            # Down from the newest would need downgrades: up to `start` first, and then the part to be timed.
-            scratch.build(tenant_history, tenant, tenant_path, target=start)
-            started = time.perf_counter()
-            scratch.build(tenant_history, tenant, tenant_path)
-            return time.perf_counter() - started
-        finally:
-            connection.rollback()
-
-
-def _scratch_name(what: str) -> SchemaName:
-    return SchemaName(f"{OWN_PREFIX}scratch_{what}_{secrets.token_hex(6)}")
 
 
 def _without_schema(metadata: MetaData, shared_schema: str) -> MetaData:
@@ -142,39 +113,11 @@ def _without_schema(metadata: MetaData, shared_schema: str) -> MetaData:
     return copy
 
 
-class _Scratch:
-    """Scratch schemas in one transaction."""
+class _Comparison:
+    """What the models have, and a scratch schema lacks."""
 
-    def __init__(self, connection: Connection, timeouts: Timeouts) -> None:
-        self._connection, self._timeouts = connection, timeouts
-        self._built: set[SchemaName] = set()
-
-    def build(
-        self,
-        history: History,
-        schema: SchemaName,
-        search_path: Sequence[str],
-        *,
-        target: Heads | None = None,
-    ) -> None:
-        """Bring `schema` to the newest revision, or to `target`; create it first where it is not there."""
-        if schema not in self._built:
-            run_sql(self._connection, f"CREATE SCHEMA {quote_ident(schema)}")
-            self._built.add(schema)
-        run_sql(self._connection, f"SET LOCAL search_path TO {path_sql(search_path)}")
-        if not history.exists:
-            return
-        to = Destination(f"the scratch schema of {history.label}", schema, tuple(search_path))
-        for goal in ("heads",) if target is None else target:
-            plan = history.plan_upgrade(self._heads(history, schema), goal)
-            if not plan.is_empty:
-                apply_plan(self._connection, plan, history, to, self._timeouts)
-
-    def _heads(self, history: History, schema: SchemaName) -> tuple[str, ...]:
-        table = f"{quote_ident(schema)}.{quote_ident(history.version_table)}"
-        if not self._connection.scalar(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": table}):
-            return ()
-        return tuple(self._connection.scalars(text(f"SELECT version_num FROM {table} ORDER BY 1")))
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
 
     def compare(
         self, history: History, schema: SchemaName, models: Sequence[MetaData], name: str

@@ -11,12 +11,12 @@ from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
 from ..errors import ConfigurationError, MigrationError
 from ..events import MigrationHooks
-from .generate import GeneratedRevision, generate, time_plan
+from .generate import GeneratedRevision, generate
 from .history import History
 from .hooks import HookCalls
 from .ledger import application_name
 from .options import OnProgress, RunKeywords, RunOptions
-from .plan import Heads, MigrationPlan, Timeouts
+from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .project import Project
 from .report import (
     SHARED,
@@ -27,6 +27,8 @@ from .report import (
 from .requirements import require_shared
 from .run import FleetRun, Job, LedgerJournal
 from .runner import Bookkeeping, SchemaRunner, Way
+from .scratch import time_plan
+from .verify import Reference, TenantVerification, build_reference, verify_fleet
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,6 +337,58 @@ class Migrator(Project):
         if result.error is not None:
             raise result.error
         return result
+
+    # -- hold against the revisions -----------------------------------------------------------------
+
+    def verify(
+        self,
+        tenants: Iterable[str] | None = None,
+        *,
+        concurrency: int = 10,
+        on_progress: Callable[[str], object] | None = None,
+    ) -> list[TenantVerification]:
+        """Compare each tenant's tables, columns, constraints, indexes, types, sequences, functions, triggers
+        and policies with what its revisions build in an empty schema. Reads only.
+
+        Args:
+            tenants: their ids; None for all.
+            concurrency: over how many connections.
+            on_progress: called with each tenant's id when it has been compared.
+
+        Raises:
+            ConfigurationError: `concurrency` is wrong.
+            MigrationError: there are no revisions, or one of them fails.
+            TenantNotFoundError: one of `tenants` does not exist.
+        """
+        RunOptions(concurrency=concurrency)
+        if not self.tenant_history.exists:
+            raise MigrationError(
+                f"{self.tenant_history.directory} holds no revisions to compare the tenants with"
+            )
+        members = self.find_members(tenants)
+        heads = self._read_heads(members)
+        references: dict[Heads, Reference | str] = {}
+        jobs: list[tuple[Destination, Reference]] = []
+        found: dict[str, TenantVerification] = {}
+        for member in members:
+            at = heads[member.schema]
+            reference = self._reference(at, references)
+            if isinstance(reference, str):
+                found[member.id] = TenantVerification(member.id, member.schema, problem=reference)
+            else:
+                jobs.append((self._tenant(member), reference))
+        tell = on_progress or (lambda _tenant: None)
+        found |= verify_fleet(self.config, self.url, jobs, concurrency, tell)
+        return [found[member.id] for member in members]
+
+    def _reference(self, at: Heads | None, known: dict[Heads, Reference | str]) -> Reference | str:
+        """What a schema at these revisions should hold, or why that cannot be told."""
+        problem = self._standing(at, self.tenant_history)[2]
+        if at is None or problem is not None:
+            return str(problem)
+        if at not in known:
+            known[at] = build_reference(self.config, self.engine, self.tenant_history, at)
+        return known[at]
 
     # -- write --------------------------------------------------------------------------------------
 
