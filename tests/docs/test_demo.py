@@ -15,6 +15,7 @@ from sqlalchemy import URL, Engine, create_engine, text
 
 from sqlalchemy_multitenant import ConfigurationError, TenantExistsError
 from sqlalchemy_multitenant.demo import MARK, run_demo
+from tests.command import unmeasured
 
 COMMAND = [str(Path(sys.executable).with_name("multitenant")), "demo"]
 Start = Callable[..., "subprocess.Popen[str]"]
@@ -32,9 +33,11 @@ def start(empty_url: URL, tmp_path: Path) -> Iterator[Start]:
     """Starts a demo on the test's database; its temporary folder is made in the test's own."""
     started: list[subprocess.Popen[str]] = []
 
-    def begin(**environment: str) -> subprocess.Popen[str]:
+    def begin(*, measured: bool = False, **environment: str) -> subprocess.Popen[str]:
         url = empty_url.render_as_string(hide_password=False)
         env = {**os.environ, "DATABASE_URL": url, "TMPDIR": str(tmp_path), **environment}
+        if not measured:
+            env = unmeasured(env)
         process = subprocess.Popen(
             COMMAND, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
         )
@@ -59,7 +62,7 @@ def read_until(process: subprocess.Popen[str], what: str) -> None:
 
 def test_it_shows_everything_and_leaves_nothing(start: Start, database: Engine, tmp_path: Path) -> None:
     before = schemas(database)
-    process = start(PYTHONWARNINGS="error")
+    process = start(measured=True, PYTHONWARNINGS="error")
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0, output + errors
     assert not errors
