@@ -37,8 +37,12 @@ if TYPE_CHECKING:
     from .events import MigrationHooks as MigrationHooks
     from .manager import TenantManager as TenantManager
     from .manager_async import AsyncTenantManager as AsyncTenantManager
+    from .migrations.catalogue import Difference as Difference
     from .migrations.migrator import Migrator as Migrator
     from .migrations.report import MigrationReport as MigrationReport
+    from .migrations.verify import TenantVerification as TenantVerification
+    from .provisioning.report import CreationReport as CreationReport
+    from .provisioning.spares import SpareStock as SpareStock
 
 __version__: str
 
@@ -65,8 +69,12 @@ _HOMES = {
     "events": ("Hooks", "MigrationHooks"),
     "manager": ("TenantManager",),
     "manager_async": ("AsyncTenantManager",),
+    "migrations.catalogue": ("Difference",),
     "migrations.migrator": ("Migrator",),
     "migrations.report": ("MigrationReport",),
+    "migrations.verify": ("TenantVerification",),
+    "provisioning.report": ("CreationReport",),
+    "provisioning.spares": ("SpareStock",),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -75,7 +83,9 @@ __all__ = [
     "AsyncTenantManager",
     "ConfigurationError",
     "Connection",
+    "CreationReport",
     "CurrentTenant",
+    "Difference",
     "Hooks",
     "InvalidTenantIdError",
     "Isolation",
@@ -90,6 +100,7 @@ __all__ = [
     "NoTenantError",
     "ProvisioningError",
     "Schemas",
+    "SpareStock",
     "TenantBusyError",
     "TenantCollisionError",
     "TenantConfig",
@@ -101,6 +112,7 @@ __all__ = [
     "TenantRecord",
     "TenantStatus",
     "TenantSuspendedError",
+    "TenantVerification",
     "__version__",
 ]
 

@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -18,8 +19,11 @@ from .config import TenantConfig
 from .database import TenantDb
 from .events import logger
 from .health import Health, failed_health
-from .manager_base import ManagerBase, several
-from .naming import TenantId
+from .manager_base import ManagerBase
+from .naming import TenantId, parse_tenant_ids
+from .provisioning.report import CreationReport
+from .provisioning.seed import Seed
+from .provisioning.spares import SpareStock
 
 
 class TenantManager(ManagerBase[TenantDb]):
@@ -82,31 +86,87 @@ class TenantManager(ManagerBase[TenantDb]):
             self._provisioner.close()
 
     def create_tenant(
-        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        tenant: str,
+        *,
+        schema: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        seed: Seed | None = None,
     ) -> TenantRecord:
         """Create a tenant: its schema at the newest revision, and its entry in the catalog, in one
         transaction. Returns its record.
+
+        Where the history is long, or has revisions that cannot be compiled, a process that creates several
+        tenants builds one beforehand, and makes the others from a dump of it. A spare one is used where there
+        is one: see `keep_spares`.
 
         Args:
             tenant: the new id.
             schema: the name of its schema, where it is to differ from the configured mapping.
             metadata: the application's own data about it, JSON.
+            seed: its first rows: a callable that is given a `Session` of the new tenant's, or the `Path` of a
+                file of SQL. In the same transaction: it must not commit.
 
         Raises:
             InvalidTenantIdError: the id, or the name of its schema, is not usable.
             TenantExistsError: there is such a tenant, or another has the schema.
-            ProvisioningError: the database refused; nothing is left behind.
+            ProvisioningError: the database refused, or the seed failed; nothing is left behind.
         """
-        return self._provisioner.create(tenant, schema=schema, metadata=metadata)
+        return self._provisioner.create(tenant, schema=schema, metadata=metadata, seed=seed)
 
-    def drop_tenant(self, tenant: str) -> None:
-        """Drop a tenant with all its data. Other processes refuse it from their next transaction on.
+    def create_tenants(
+        self,
+        tenants: Iterable[str],
+        *,
+        concurrency: int = 4,
+        seed: Seed | None = None,
+        on_progress: Callable[[str, BaseException | None], object] | None = None,
+    ) -> CreationReport:
+        """Create many tenants, each in a transaction of its own; those that exist are left as they are. After
+        an interruption, the same call creates the rest.
+
+        Args:
+            tenants: their ids.
+            concurrency: how many at one time, each over a connection of its own.
+            seed: as for `create_tenant`, for each.
+            on_progress: called with each id when it is done, and what went wrong with it or None.
 
         Raises:
+            InvalidTenantIdError: one of the ids is not usable; none was created.
+            ProvisioningError: there ought to be revisions, and are none; none was created.
+        """
+        return self._provisioner.create_many(
+            tenants, concurrency=concurrency, seed=seed, on_progress=on_progress
+        )
+
+    def keep_spares(self, keep: int) -> SpareStock:
+        """See to it that so many schemas are made ahead, at the newest revision. `create_tenant` renames one
+        of them, which takes a few milliseconds; where there is none, it makes one in the ordinary way. To be
+        called by a job of its own: every few minutes, and after each deployment.
+
+        Args:
+            keep: how many. Those that are too many, or not at the newest revision, are dropped.
+
+        Raises:
+            MigrationError: a revision fails, or writes the schema's own name into what it makes.
+            ProvisioningError: there ought to be revisions, and are none.
+        """
+        return self._provisioner.keep_spares(keep)
+
+    def drop_tenant(self, tenant: str, *, archive: Path | None = None) -> None:
+        """Drop a tenant with all its data. Other processes refuse it from their next transaction on.
+
+        Args:
+            archive: write all of it into this new file first, for `pg_restore`; the tenant is suspended
+                meanwhile.
+
+        Raises:
+            ConfigurationError: the archive's file is there already.
+            ProvisioningError: it could not be archived, or the database refused; nothing was dropped.
             TenantNotFoundError: there is none.
             TenantBusyError: its tables stayed in use for longer than `migrations.lock_timeout_s`.
         """
-        self._provisioner.drop(tenant)
+        self._provisioner.drop(tenant, archive=archive)
 
     def tenant_exists(self, tenant: str) -> bool:
         """Whether there is such a tenant, suspended ones included. False for what can be no id."""
@@ -149,7 +209,7 @@ class TenantManager(ManagerBase[TenantDb]):
         Raises:
             TenantNotFoundError: one of them does not exist.
         """
-        for tenant in several(tenants):
+        for tenant in parse_tenant_ids(tenants):
             with self.get_db(tenant).connect() as connection:
                 connection.execute(text("SELECT 1"))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,8 +20,11 @@ from .config import TenantConfig
 from .database_async import AsyncTenantDb
 from .events import logger
 from .health import Health, failed_health
-from .manager_base import ManagerBase, several
-from .naming import TenantId
+from .manager_base import ManagerBase
+from .naming import TenantId, parse_tenant_ids
+from .provisioning.report import CreationReport
+from .provisioning.seed import Seed
+from .provisioning.spares import SpareStock
 
 
 class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
@@ -92,14 +96,42 @@ class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
             await asyncio.to_thread(self._provisioner.close)
 
     async def create_tenant(
-        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        tenant: str,
+        *,
+        schema: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        seed: Seed | None = None,
     ) -> TenantRecord:
-        """See `TenantManager.create_tenant`."""
-        return await asyncio.to_thread(self._provisioner.create, tenant, schema=schema, metadata=metadata)
+        """See `TenantManager.create_tenant`. `seed` is called in a thread, with a sync session."""
+        return await asyncio.to_thread(
+            self._provisioner.create, tenant, schema=schema, metadata=metadata, seed=seed
+        )
 
-    async def drop_tenant(self, tenant: str) -> None:
+    async def create_tenants(
+        self,
+        tenants: Iterable[str],
+        *,
+        concurrency: int = 4,
+        seed: Seed | None = None,
+        on_progress: Callable[[str, BaseException | None], object] | None = None,
+    ) -> CreationReport:
+        """See `TenantManager.create_tenants`. `seed` and `on_progress` are called in threads."""
+        return await asyncio.to_thread(
+            self._provisioner.create_many,
+            tenants,
+            concurrency=concurrency,
+            seed=seed,
+            on_progress=on_progress,
+        )
+
+    async def keep_spares(self, keep: int) -> SpareStock:
+        """See `TenantManager.keep_spares`."""
+        return await asyncio.to_thread(self._provisioner.keep_spares, keep)
+
+    async def drop_tenant(self, tenant: str, *, archive: Path | None = None) -> None:
         """See `TenantManager.drop_tenant`."""
-        await asyncio.to_thread(self._provisioner.drop, tenant)
+        await asyncio.to_thread(self._provisioner.drop, tenant, archive=archive)
 
     async def tenant_exists(self, tenant: str) -> bool:
         """See `TenantManager.tenant_exists`."""
@@ -129,7 +161,7 @@ class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
 
     async def warm_up(self, tenants: Iterable[str]) -> None:
         """See `TenantManager.warm_up`."""
-        for tenant in several(tenants):
+        for tenant in parse_tenant_ids(tenants):
             async with self.get_db(tenant).connect() as connection:
                 await connection.execute(text("SELECT 1"))
 

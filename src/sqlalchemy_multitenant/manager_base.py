@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable
 from functools import cached_property
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -147,15 +146,3 @@ class ManagerBase(Generic[AnyDb]):
             "pool_connections_idle": sum(s.connections_idle for s in stats),
         }
         return {f"{settings.prefix}_{name}": value for name, value in figures.items()}
-
-
-def several(tenants: Iterable[str]) -> list[TenantId]:
-    """Ids, checked; one id alone is a mistake, and not as many ids as it has letters.
-
-    Raises:
-        ConfigurationError: a str instead of several.
-        InvalidTenantIdError: one of them is no id.
-    """
-    if isinstance(tenants, str):
-        raise ConfigurationError("tenants", tenants, f"several ids: [{tenants!r}]")
-    return [parse_tenant_id(tenant) for tenant in tenants]

@@ -49,6 +49,18 @@ def parse_tenant_id(value: object) -> TenantId:
     return TenantId(str.__str__(value))  # plain: a subclass may bring data and an adaptation of its own
 
 
+def parse_tenant_ids(values: Iterable[str]) -> list[TenantId]:
+    """Ids, checked; one id alone is a mistake, and not as many ids as it has letters.
+
+    Raises:
+        ConfigurationError: a str instead of several.
+        InvalidTenantIdError: one of them is no id.
+    """
+    if isinstance(values, str):
+        raise ConfigurationError("tenants", values, f"several ids: [{values!r}]")
+    return [parse_tenant_id(value) for value in values]
+
+
 def parse_schema_name(value: object) -> SchemaName:
     """Return `value` as the name of a schema: 1 to 63 bytes, no NUL, not one of PostgreSQL's own.
 

@@ -195,6 +195,57 @@ def test_what_is_pending_in_the_shared_schema_is_not_forgotten(project: Project)
     assert "1 revisions are pending in the shared schema" in project.run("migrate", "--all").err
 
 
+# -- tenants by the dozen --------------------------------------------------------------------------------
+
+
+def test_tenants_are_created_from_a_file(project: Project) -> None:
+    ids = project.folder / "ids.txt"
+    ids.write_text("# the first customers\nd\n\ne  # they pay\na\n")
+    seed = project.folder / "seed.sql"
+    seed.write_text("INSERT INTO users VALUES (7)")
+    created = project.run("tenant", "create", "--ids-file", "ids.txt", "--seed", "seed.sql")
+    assert "2 created, 1 there already, 0 failed" in created.out
+    assert project.rows("SELECT id FROM tenant_e.users") == [(7,)]
+    project.do("CREATE SCHEMA tenant_g")
+    again = project.run("tenant", "create", "--ids-file", "-", "--json", answer="e\nf\ng\n", code=1).document
+    assert [record["tenant"] for record in again["created"]] == ["f"]
+    assert again["existing"] == ["e"]
+    assert [failure["tenant"] for failure in again["failed"]] == ["g"]
+    assert "failed g:" in project.run("tenant", "create", "--ids-file", "-", answer="g", code=1).out
+
+
+def test_wrong_creations(project: Project) -> None:
+    before = project.dump()
+    assert "say whom" in project.run("tenant", "create", code=2).err
+    assert "say whom" in project.run("tenant", "create", "--id", "d", "--ids-file", "-", code=2).err
+    assert "add --id" in project.run("tenant", "create", "--ids-file", "-", "--schema", "x", code=2).err
+    assert "cannot be read" in project.run("tenant", "create", "--ids-file", "gone", code=2).err
+    assert "no id in it" in project.run("tenant", "create", "--ids-file", "-", answer="# none\n", code=2).err
+    assert "x y" in project.run("tenant", "create", "--ids-file", "-", answer="d\nx y\n", code=2).err
+    assert "cannot be read" in project.run("tenant", "create", "--id", "d", "--seed", "gone.sql", code=2).err
+    assert project.dump() == before
+
+
+def test_a_tenant_is_archived_before_it_is_dropped(project: Project) -> None:
+    project.do("INSERT INTO tenant_a.users VALUES (7)")
+    dropped = project.run("tenant", "drop", "--id", "a", "--force", "--archive", "a.dump")
+    assert "archived in a.dump" in dropped.out
+    assert (project.folder / "a.dump").read_bytes().startswith(b"PGDMP")
+    assert (
+        "archive" in project.run("tenant", "drop", "--id", "b", "--force", "--archive", "a.dump", code=2).err
+    )
+    assert "b" in project.run("tenant", "list").out
+
+
+def test_spares_are_made_and_used(project: Project) -> None:
+    assert "2 ready: 2 made now" in project.run("spares", "--keep", "2").out
+    project.run("tenant", "create", "--id", "d")
+    stock = project.run("spares", "--keep", "3", "--json").document
+    assert stock == {"ready": 3, "made": 2, "discarded": 0}
+    assert project.run("spares", "--keep", "0", "--json").document["discarded"] == 3
+    assert "keep" in project.run("spares", code=2).err
+
+
 # -- verification --------------------------------------------------------------------------------------
 
 

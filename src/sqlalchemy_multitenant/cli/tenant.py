@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import JsonOption, confirm, console, print_json, reports_errors
+from ..errors import ConfigurationError
+from .common import JsonOption, confirm, console, fail, print_json, reports_errors
 from .config_file import ConfigOption, load_config
 
 if TYPE_CHECKING:
@@ -31,24 +34,87 @@ def record_json(record: TenantRecord) -> dict[str, Any]:
 @app.command()
 @reports_errors
 def create(
-    tenant: IdOption,
+    tenant: Annotated[str | None, typer.Option("--id", metavar="ID", help="The tenant's id.")] = None,
+    ids_file: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Create all that a file lists, an id a line; `-` for stdin."),
+    ] = None,
     schema: Annotated[
         str | None, typer.Option(help="The name of its schema, instead of the configured one.")
     ] = None,
+    seed: Annotated[
+        Path | None, typer.Option(metavar="FILE.sql", help="Run this file in each new tenant.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="How many tenants at one time.")] = 4,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a tenant, with its schema at the newest revision."""
+    """Create a tenant, or many, with their schemas at the newest revision."""
+    if (tenant is None) == (ids_file is None):
+        fail("say whom to create: --id acme, or --ids-file FILE", 2, as_json=as_json)
+    if tenant is None and schema is not None:
+        fail("--schema names the schema of one tenant: add --id", 2, as_json=as_json)
     from rich.markup import escape
 
     from ..manager import TenantManager
 
+    if tenant is None:
+        _create_many(_read_ids(str(ids_file)), seed, concurrency, config, as_json=as_json)
+        return
     with TenantManager(load_config(config)) as manager:
-        record = manager.create_tenant(tenant, schema=schema)
+        record = manager.create_tenant(tenant, schema=schema, seed=seed)
     if as_json:
         print_json(record_json(record))
         return
     console().print(f"[green]created[/] tenant {record.id} in schema {escape(str(record.schema))}")
+
+
+def _read_ids(file: str) -> list[str]:
+    try:
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError("--ids-file", file, f"it cannot be read: {error}") from error
+    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    ids = [line for line in lines if line]
+    if not ids:
+        raise ConfigurationError("--ids-file", file, "there is no id in it; write one a line")
+    return ids
+
+
+def _create_many(
+    ids: list[str], seed: Path | None, concurrency: int, config: str | None, *, as_json: bool
+) -> None:
+    from rich.markup import escape
+
+    from ..manager import TenantManager
+    from .progress import Progress
+
+    with TenantManager(load_config(config)) as manager, Progress("creating", quiet=as_json) as progress:
+        progress.start(len(set(ids)))
+        report = manager.create_tenants(
+            ids,
+            concurrency=concurrency,
+            seed=seed,
+            on_progress=lambda tenant, error: progress.advance(tenant, failed=error is not None),
+        )
+    if as_json:
+        print_json(
+            {
+                "created": [record_json(record) for record in report.created],
+                "existing": list(report.existing),
+                "failed": [{"tenant": t, "error": str(e)} for t, e in report.failures.items()],
+            }
+        )
+    else:
+        out = console()
+        out.print(
+            f"[green]{len(report.created)} created[/], {len(report.existing)} there already, "
+            f"{len(report.failures)} failed"
+        )
+        for tenant, error in report.failures.items():
+            out.print(f"[red]failed[/] {tenant}: {escape(str(error))}")
+    if report.failures:
+        raise typer.Exit(1)
 
 
 @app.command("list")
@@ -81,6 +147,10 @@ def list_(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def drop(
     tenant: IdOption,
     force: Annotated[bool, typer.Option("--force", help="Do not ask.")] = False,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write all that it has into a new file first, for pg_restore."),
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -98,10 +168,14 @@ def drop(
                 "--force",
                 as_json=as_json,
             )
-        manager.drop_tenant(tenant)
+        manager.drop_tenant(tenant, archive=archive)
     if as_json:
-        print_json({"dropped": record.id})
+        print_json({"dropped": record.id, "archive": None if archive is None else str(archive)})
         return
+    if archive is not None:
+        console().print(
+            f"[green]archived[/] in {escape(str(archive))}: pg_restore -d DATABASE brings it back"
+        )
     console().print(f"[green]dropped[/] tenant {record.id} and schema {escape(str(record.schema))}")
 
 

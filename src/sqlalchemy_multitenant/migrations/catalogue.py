@@ -7,12 +7,15 @@ that one schema, its own objects go by their bare names, and all others by their
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Any, Self
 
 import psycopg
+from sqlalchemy import Connection
 
-from ..engines.pipeline import send_all
+from ..engines.pipeline import StatementError, send_all
 from ..naming import SchemaName, quote_ident, quote_literal
 
 # Each part yields (kind, name, definition). $1 is the schema's OID.
@@ -192,9 +195,20 @@ class CatalogueReader:
         driver: in no transaction, unless it is in the one whose schemas are to be read.
     """
 
-    def __init__(self, driver: psycopg.Connection) -> None:
+    def __init__(self, driver: psycopg.Connection[Any]) -> None:
         self._driver = driver
         send_all(driver, [sql.encode() for sql in _PREPARE])
+
+    @classmethod
+    @contextmanager
+    def over(cls, connection: Connection) -> Iterator[Self]:
+        """One on a connection of SQLAlchemy's, for a while."""
+        reader = cls(connection.connection.driver_connection)  # type: ignore[arg-type]
+        try:
+            yield reader
+        finally:
+            with suppress(StatementError, psycopg.Error):  # after an error, the server refuses this as well
+                reader.close()
 
     def close(self) -> None:
         """Forget the statements."""

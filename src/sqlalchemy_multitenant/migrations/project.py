@@ -17,8 +17,8 @@ from ..catalog.records import TenantStatus
 from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
 from ..engines.url import resolve_url
-from ..errors import ConfigurationError, MigrationError, TenantNotFoundError
-from ..naming import SchemaName, parse_tenant_id
+from ..errors import MigrationError, TenantNotFoundError
+from ..naming import SchemaName, parse_tenant_ids
 from .fleet import read_heads
 from .history import History, dialect_of
 from .ledger import SHOWN_RUNS, Ledger, ResultRecord, RunRecord
@@ -91,9 +91,7 @@ class Project:
         Raises:
             TenantNotFoundError: one of them does not exist.
         """
-        if isinstance(tenants, str):
-            raise ConfigurationError("tenants", tenants, f"several ids: [{tenants!r}]")
-        wanted = None if tenants is None else list(dict.fromkeys(map(parse_tenant_id, tenants)))
+        wanted = None if tenants is None else list(dict.fromkeys(parse_tenant_ids(tenants)))
         with self.engine.connect() as connection:
             members = self.members.list(connection)
             if only_failed:

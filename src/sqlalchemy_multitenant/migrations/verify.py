@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import psycopg
-from sqlalchemy import URL, Connection, Engine
+from sqlalchemy import URL, Engine
 
 from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
@@ -59,7 +56,7 @@ def build_reference(config: TenantConfig, engine: Engine, history: History, head
         try:
             scratch = Scratch(connection, Timeouts.of(config))
             scratch.build(history, name, config.schemas.search_path(name), target=heads)
-            with _reader(connection) as reader:
+            with CatalogueReader.over(connection) as reader:
                 return Reference(reader.read_hash(name), reader.read(name))
         finally:
             connection.rollback()
@@ -79,7 +76,7 @@ def verify_fleet(
     def check(job: tuple[Destination, Reference]) -> TenantVerification:
         to, reference = job
         try:
-            with engine.connect() as connection, _reader(connection) as reader:
+            with engine.connect() as connection, CatalogueReader.over(connection) as reader:
                 if reader.read_hash(to.schema) == reference.hash:
                     return TenantVerification(to.name, to.schema)
                 differences = reference.catalogue.compare(reader.read(to.schema))
@@ -95,13 +92,3 @@ def verify_fleet(
     finally:
         engine.dispose()
     return found
-
-
-@contextmanager
-def _reader(connection: Connection) -> Iterator[CatalogueReader]:
-    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-    reader = CatalogueReader(driver)
-    try:
-        yield reader
-    finally:
-        reader.close()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from threading import Lock
@@ -29,14 +30,17 @@ from ..errors import (
     TenantNotFoundError,
 )
 from ..isolation.run import run_sql
-from ..migrations.apply import apply_plan
 from ..migrations.batch import lock_key, settings_sql
-from ..migrations.fleet import read_heads
-from ..migrations.history import History, dialect_of
-from ..migrations.plan import Destination, Heads, MigrationPlan, Timeouts
-from ..migrations.requirements import require_shared
-from ..naming import SchemaName, TenantId, parse_tenant_id, quote_ident
-from .models import plan_tables
+from ..migrations.history import dialect_of
+from ..migrations.plan import Destination, Timeouts
+from ..migrations.queue import WorkQueue
+from ..naming import SchemaName, TenantId, parse_tenant_id, parse_tenant_ids, quote_ident
+from .archive import write_archive
+from .builder import SchemaBuilder
+from .recipe import Recipe
+from .report import CreationReport
+from .seed import Seed, check_seed, run_seed
+from .spares import SpareStock, SpareStore, spare_name
 
 _DUPLICATE_SCHEMA, _UNIQUE_VIOLATION, _LOCK_NOT_AVAILABLE = "42P06", "23505", "55P03"
 
@@ -51,10 +55,8 @@ class Provisioner:
         self._lock = Lock()
         self._engine: Engine | None = None
         self._closed = False
-        folder, table = Path(config.migrations.tenant_dir), config.migrations.version_table
-        self._history = History(folder, table, "tenant", lambda: self._dialect)
-        shared = Path(config.migrations.shared_dir)
-        self._shared_history = History(shared, table, "shared", lambda: self._dialect)
+        self._builder = SchemaBuilder(config, url, self.members, lambda: self.engine, lambda: self._dialect)
+        self._spares = SpareStore(config.schemas.shared_schema)
         self._installed = False
 
     @property
@@ -81,8 +83,15 @@ class Provisioner:
                 self._engine.dispose()
                 self._engine = None
 
+    # -- create -------------------------------------------------------------------------------------
+
     def create(
-        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+        self,
+        tenant: str,
+        *,
+        schema: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        seed: Seed | None = None,
     ) -> TenantRecord:
         """See `TenantManager.create_tenant`."""
         parsed = parse_tenant_id(tenant)
@@ -91,18 +100,48 @@ class Provisioner:
             json.dumps(dict(metadata or {}))
         except (TypeError, ValueError) as error:
             raise ConfigurationError("metadata", metadata, f"a dict that JSON can hold: {error}") from error
-        if self.members.uses_catalog:
-            self._install()
-        else:
-            self.list()  # the ids that the application lists have the first claim to their schemas
-        plan = self._plan(parsed)  # before the transaction: to compile takes a connection as well
+        check_seed(seed)
+        recipe = self._prepare(parsed)
+        return self._create(self.engine, parsed, name, recipe, metadata=metadata or {}, seed=seed)
+
+    def create_many(
+        self,
+        tenants: Iterable[str],
+        *,
+        concurrency: int,
+        seed: Seed | None,
+        on_progress: Callable[[str, BaseException | None], object] | None,
+    ) -> CreationReport:
+        """See `TenantManager.create_tenants`."""
+        wanted = list(dict.fromkeys(parse_tenant_ids(tenants)))
+        names = {tenant: self._schema(tenant, None) for tenant in wanted}
+        if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
+            raise ConfigurationError("concurrency", concurrency, "a whole number, at least 1")
+        check_seed(seed)
+        if not wanted:
+            return CreationReport((), (), {})
+        recipe = self._prepare(wanted[0], len(wanted))
+        size = min(concurrency, len(wanted))
+        engine = make_admin_engine(self.config, self._url, pool_size=size, pre_ping=False)
+
+        def work(tenant: TenantId) -> tuple[TenantId, TenantRecord | BaseException | None]:
+            try:
+                return tenant, self._create(engine, tenant, names[tenant], recipe, metadata={}, seed=seed)
+            except TenantExistsError as error:
+                # It may be that only the schema is there, with nobody's data.
+                return tenant, None if self.exists(tenant) else error
+            except Exception as error:
+                return tenant, error
+
+        made: dict[TenantId, TenantRecord | BaseException | None] = {}
         try:
-            with self.engine.begin() as connection:
-                return self._create(connection, parsed, name, metadata or {}, plan)
-        except MigrationError as error:
-            raise ProvisioningError(parsed, f"nothing was created: {error}") from error
-        except DBAPIError as error:
-            raise self._explain(error, parsed, name) from error
+            for tenant, result in WorkQueue(wanted, work, concurrency):
+                made[tenant] = result
+                if on_progress is not None:
+                    on_progress(tenant, result if isinstance(result, BaseException) else None)
+        finally:
+            engine.dispose()
+        return CreationReport.of({tenant: made[tenant] for tenant in wanted})
 
     def _schema(self, tenant: TenantId, override: str | None) -> SchemaName:
         if override is None:
@@ -113,6 +152,16 @@ class Provisioner:
             )
         return self.config.naming.check(tenant, override)
 
+    def _prepare(self, tenant: str, count: int = 1) -> Recipe:
+        """What has to be done before a transaction begins: to compile takes a connection as well."""
+        if self.members.uses_catalog:
+            self._install()
+        else:
+            self.list()  # the ids that the application lists have the first claim to their schemas
+        recipe = self._builder.recipe(tenant)
+        self._builder.prepare(recipe, count)
+        return recipe
+
     def _install(self) -> None:
         if self._installed:
             return
@@ -120,67 +169,82 @@ class Provisioner:
             self.members.store.install(connection)
         self._installed = True
 
-    def _plan(self, tenant: TenantId) -> MigrationPlan | None:
-        """What builds a new tenant's tables; None where that is left to the models."""
-        if not self._history.exists:
-            self._refuse_lost_history(tenant)
-            return None
-        try:
-            plan = self._history.plan_upgrade(())
-            require_shared([plan], self._history, self._shared_history, self._read_shared_heads)
-        except MigrationError as error:
-            raise ProvisioningError(tenant, f"nothing was created: {error}") from error
-        return plan
-
-    def _read_shared_heads(self) -> Heads:
-        name = SchemaName(self.config.schemas.shared_schema)
-        with self.engine.connect() as connection:
-            return read_heads(connection, [name], self._history.version_table)[name] or ()
-
     def _create(
         self,
-        connection: Connection,
+        engine: Engine,
         tenant: TenantId,
         schema: SchemaName,
+        recipe: Recipe,
+        *,
         metadata: Mapping[str, Any],
-        plan: MigrationPlan | None,
+        seed: Seed | None,
     ) -> TenantRecord:
-        timeouts = Timeouts.of(self.config)
-        if self.members.uses_catalog:
-            # First, so that a second creation of the same id waits here and then finds it taken.
-            record = self.members.store.add(connection, tenant, schema, metadata)
-        else:
-            self.members.claims.grant(tenant, schema)
-            record = TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)
-        run_sql(connection, f"CREATE SCHEMA {quote_ident(schema)}")
         path = self.config.schemas.search_path(schema)
-        if plan is not None:
-            to = Destination(tenant, schema, path, tenant)
-            apply_plan(connection, plan, self._history, to, timeouts, is_new=True)
-            return record
-        run_sql(connection, settings_sql(path, timeouts))
-        for statement in plan_tables(self.config.schemas.tenant):
-            run_sql(connection, statement)
-        return record
+        try:
+            with engine.begin() as connection:
+                if self.members.uses_catalog:
+                    # First, so that a second creation of the same id waits here and then finds it taken.
+                    record = self.members.store.add(connection, tenant, schema, metadata)
+                else:
+                    self.members.claims.grant(tenant, schema)
+                    record = TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)
+                if not self._take_spare(connection, recipe, schema):
+                    self._builder.make(connection, recipe, Destination(tenant, schema, path, tenant))
+                if seed is not None:
+                    run_sql(connection, settings_sql(path, Timeouts.of(self.config)))
+                    run_seed(connection, seed, tenant)
+                return record
+        except MigrationError as error:
+            raise ProvisioningError(tenant, f"nothing was created: {error}") from error
+        except DBAPIError as error:
+            raise self._explain(error, tenant, schema) from error
 
-    def _refuse_lost_history(self, tenant: TenantId) -> None:
-        """A project without a folder of revisions gets its tables from the models. But where there is a
-        folder, or where other tenants were migrated, there ought to be revisions."""
-        folder = self._history.directory
-        mend = "run `multitenant generate --name first`, or give migrations.tenant_dir as an absolute path"
-        if folder.exists():
-            raise ProvisioningError(
-                tenant, f"nothing was created: {folder.resolve()} holds no revisions; {mend}"
-            )
+    # -- made ahead ---------------------------------------------------------------------------------
+
+    def _take_spare(self, connection: Connection, recipe: Recipe, schema: SchemaName) -> bool:
+        if not self._spares.is_installed(connection):
+            return False
+        spare = self._spares.take(connection, recipe.key)
+        if spare is None:
+            return False
+        run_sql(connection, f"ALTER SCHEMA {quote_ident(spare)} RENAME TO {quote_ident(schema)}")
+        return True
+
+    def keep_spares(self, keep: int) -> SpareStock:
+        """See `TenantManager.keep_spares`."""
+        if not isinstance(keep, int) or isinstance(keep, bool) or keep < 0:
+            raise ConfigurationError("keep", keep, "a whole number, at least 0")
+        recipe = self._prepare("a spare one")
+        with self.engine.begin() as connection:
+            self._spares.install(connection)
+        discarded = 0
+        while self._discard_spare(recipe, keep):
+            discarded += 1
+        made = 0
         with self.engine.connect() as connection:
-            schemas = [member.schema for member in self.members.list(connection)]
-            heads = read_heads(connection, schemas, self._history.version_table)
-        for schema, at in heads.items():
-            if at:
-                raise ProvisioningError(
-                    tenant,
-                    f"there is no folder {folder.resolve()}, yet schema {schema!r} has been migrated; {mend}",
-                )
+            lacking = keep - self._spares.count(connection, recipe.key)
+        if lacking > 0:
+            self._builder.prepare(recipe, lacking)
+        while made < lacking:
+            self._make_spare(recipe)
+            made += 1
+        with self.engine.connect() as connection:
+            return SpareStock(self._spares.count(connection, recipe.key), made, discarded)
+
+    def _make_spare(self, recipe: Recipe) -> None:
+        name = spare_name()
+        to = Destination("a spare one", name, self.config.schemas.search_path(name))
+        with self.engine.begin() as connection:
+            self._builder.make(connection, recipe, to)
+            self._spares.add(connection, name, recipe.key)
+
+    def _discard_spare(self, recipe: Recipe, keep: int) -> bool:
+        with self.engine.begin() as connection:
+            spare = self._spares.take_surplus(connection, recipe.key, keep)
+            if spare is None:
+                return False
+            run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(spare)} CASCADE")
+            return True
 
     def _explain(self, error: DBAPIError, tenant: TenantId, schema: SchemaName) -> MultitenantError:
         sqlstate = getattr(error.orig, "sqlstate", None)
@@ -200,12 +264,16 @@ class Provisioner:
             return TenantExistsError(tenant)
         return ProvisioningError(tenant, f"nothing was created: {str(error.orig).strip()}")
 
-    def drop(self, tenant: str) -> None:
+    # -- drop ---------------------------------------------------------------------------------------
+
+    def drop(self, tenant: str, *, archive: Path | None = None) -> None:
         """See `TenantManager.drop_tenant`."""
         member = self._member(tenant)
-        timeouts = Timeouts(self.config.migrations.lock_timeout_s, None)
+        # Whoever would write to it is refused at once, instead of waiting for as long as the archive takes.
+        refusing = nullcontext() if archive is None else self._suspended(member)
         try:
-            with self.engine.begin() as connection:
+            with refusing, self.engine.begin() as connection:
+                timeouts = Timeouts(self.config.migrations.lock_timeout_s, None)
                 run_sql(connection, settings_sql((self.config.schemas.shared_schema,), timeouts))
                 if self.members.uses_catalog:
                     member = self.members.lock(connection, member.id)
@@ -213,6 +281,8 @@ class Provisioner:
                     text("SELECT pg_try_advisory_xact_lock(:key)"), {"key": lock_key(member.schema)}
                 ):
                     raise TenantBusyError(member.id, "it is being migrated; nothing was dropped, try again")
+                if archive is not None:
+                    write_archive(connection, self.config, self._url, member, archive)
                 run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(member.schema)} CASCADE")
                 if self.members.uses_catalog:
                     self.members.store.mark_dropped(connection, member.id)
@@ -224,12 +294,27 @@ class Provisioner:
                 ) from error
             raise ProvisioningError(member.id, f"nothing was dropped: {reason}") from error
 
+    @contextmanager
+    def _suspended(self, member: Member) -> Iterator[None]:
+        """Nobody uses the tenant in the meantime, where there is a catalog; as before, after an error."""
+        if not self.members.uses_catalog or member.status is not TenantStatus.ACTIVE:
+            yield
+            return
+        self.set_status(member.id, TenantStatus.SUSPENDED)
+        try:
+            yield
+        except BaseException:
+            self.set_status(member.id, TenantStatus.ACTIVE)
+            raise
+
     def _member(self, tenant: str) -> Member:
         with self.engine.connect() as connection:
             member = self.members.find(connection, tenant)
         if member is None:
             raise TenantNotFoundError(parse_tenant_id(tenant))
         return member
+
+    # -- look ---------------------------------------------------------------------------------------
 
     def exists(self, tenant: str) -> bool:
         """See `TenantManager.tenant_exists`."""

@@ -1,0 +1,62 @@
+"""Seeds: the first rows of a new tenant, in the transaction that creates it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
+
+from ..errors import ConfigurationError, ProvisioningError
+from ..isolation.run import run_sql
+from ..isolation.sqltext import find_transaction_control
+
+Seed: TypeAlias = "Callable[[Session], object] | Path"
+"""A callable, which is given a session of the new tenant's; or a file of SQL. Neither commits."""
+
+
+def check_seed(seed: object) -> None:
+    """Find what is wrong with a seed before anything is created.
+
+    Raises:
+        ConfigurationError: it is neither a callable nor a file of SQL that can be read.
+    """
+    if seed is None or callable(seed):
+        return
+    if not isinstance(seed, Path):
+        raise ConfigurationError(
+            "seed", seed, "a callable that takes a Session, or the Path of a file of SQL"
+        )
+    try:
+        sql = seed.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError("seed", str(seed), f"it cannot be read: {error}") from error
+    if command := find_transaction_control(sql):
+        raise ConfigurationError("seed", str(seed), f"{command} would split the creation in two: take it out")
+
+
+def run_seed(connection: Connection, seed: Seed, tenant: str) -> None:
+    """Run a seed in the connection's transaction, whose search path is the new tenant's.
+
+    Raises:
+        ProvisioningError: it raised; nothing of the tenant is kept.
+    """
+    try:
+        if isinstance(seed, Path):
+            run_sql(connection, seed.read_text(encoding="utf-8"))
+            return
+        # As a savepoint: a commit() in it ends that alone.
+        with Session(connection, join_transaction_mode="create_savepoint") as session:
+            seed(session)
+            session.commit()
+    except DBAPIError as error:
+        raise ProvisioningError(
+            tenant, f"nothing was created: the seed failed: {str(error.orig).strip()}"
+        ) from error
+    except Exception as error:
+        raise ProvisioningError(
+            tenant, f"nothing was created: the seed raised {type(error).__name__}: {error}"
+        ) from error

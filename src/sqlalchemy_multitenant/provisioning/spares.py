@@ -1,0 +1,122 @@
+"""Spares: schemas made ahead, which a new tenant is given by renaming one."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, text
+
+from ..catalog.table import OWN_PREFIX, qualified
+from ..errors import MigrationError
+from ..isolation.run import run_sql
+from ..migrations.catalogue import CatalogueReader
+from ..naming import SchemaName, quote_ident
+
+SPARE_PREFIX = f"{OWN_PREFIX}spare_"
+
+
+@dataclass(frozen=True, slots=True)
+class SpareStock:
+    """What `keep_spares` left.
+
+    Attributes:
+        ready: how many there are now.
+        made: how many of them are new.
+        discarded: how many were dropped: too many, or made by revisions that are not the newest any more.
+    """
+
+    ready: int
+    made: int = 0
+    discarded: int = 0
+
+
+class SpareStore:
+    """The spare schemas, in a table of the shared schema."""
+
+    def __init__(self, shared_schema: str) -> None:
+        self._table = qualified(shared_schema, f"{OWN_PREFIX}spares")
+
+    def install(self, connection: Connection) -> None:
+        """Make the table where it is missing. To be called under a lock."""
+        run_sql(
+            connection,
+            f"CREATE TABLE IF NOT EXISTS {self._table} (schema_name text PRIMARY KEY, recipe text NOT NULL, "
+            "created_at timestamptz NOT NULL DEFAULT now())",
+        )
+
+    def is_installed(self, connection: Connection) -> bool:
+        """Whether any spares were ever made."""
+        return bool(connection.scalar(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": self._table}))
+
+    def count(self, connection: Connection, recipe: str) -> int:
+        """How many there are of this recipe."""
+        statement = text(f"SELECT count(*) FROM {self._table} WHERE recipe = :recipe")
+        return int(connection.scalar(statement, {"recipe": recipe}) or 0)
+
+    def add(self, connection: Connection, schema: SchemaName, recipe: str) -> None:
+        """Put a schema that was just made among the spares.
+
+        Raises:
+            MigrationError: it holds its own name.
+        """
+        _refuse_own_name(connection, schema)
+        connection.execute(
+            text(f"INSERT INTO {self._table} (schema_name, recipe) VALUES (:schema, :recipe)"),
+            {"schema": schema, "recipe": recipe},
+        )
+
+    def take(self, connection: Connection, recipe: str) -> SchemaName | None:
+        """One of the spares, for the transaction alone; None where there is none that nobody else takes."""
+        found = connection.scalar(
+            text(
+                f"DELETE FROM {self._table} WHERE schema_name = (SELECT schema_name FROM {self._table} "
+                "WHERE recipe = :recipe AND to_regnamespace(quote_ident(schema_name)) IS NOT NULL "
+                "ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING schema_name"
+            ),
+            {"recipe": recipe},
+        )
+        return None if found is None else SchemaName(found)
+
+    def take_surplus(self, connection: Connection, recipe: str, keep: int) -> SchemaName | None:
+        """One that is not of this recipe, or is beyond the first `keep` of it; None where there is none."""
+        found = connection.scalar(
+            text(
+                f"DELETE FROM {self._table} WHERE schema_name = (SELECT schema_name FROM {self._table} "
+                "WHERE recipe <> :recipe OR schema_name NOT IN (SELECT schema_name "
+                f"FROM {self._table} WHERE recipe = :recipe ORDER BY created_at LIMIT :keep) "
+                "LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING schema_name"
+            ),
+            {"recipe": recipe, "keep": keep},
+        )
+        return None if found is None else SchemaName(found)
+
+
+def spare_name() -> SchemaName:
+    """A name that no tenant has."""
+    return SchemaName(f"{SPARE_PREFIX}{secrets.token_hex(8)}")
+
+
+def _refuse_own_name(connection: Connection, schema: SchemaName) -> None:
+    with CatalogueReader.over(connection) as reader:
+        objects = reader.read(schema).objects
+    for (kind, name), definition in objects.items():
+        if schema in definition:
+            raise _cannot_rename(f"{kind} {name}")
+    tables = connection.scalars(
+        text(
+            "SELECT c.oid::regclass::text FROM pg_catalog.pg_class c "
+            "WHERE c.relnamespace = CAST(:schema AS regnamespace) AND c.relkind = 'r'"
+        ),
+        {"schema": quote_ident(schema)},
+    )
+    for table in tables.all():
+        statement = text(f"SELECT EXISTS (SELECT FROM {table} AS t WHERE strpos(t::text, :name) > 0)")
+        if connection.scalar(statement, {"name": schema}):
+            raise _cannot_rename(f"a row of {table}")
+
+
+def _cannot_rename(what: str) -> MigrationError:
+    return MigrationError(
+        f"no schema can be made ahead: {what} holds the schema's own name, which renaming leaves as it is"
+    )
