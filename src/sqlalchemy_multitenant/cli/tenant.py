@@ -170,7 +170,8 @@ def drop(
             )
         manager.drop_tenant(tenant, archive=archive)
     if as_json:
-        print_json({"dropped": record.id, "archive": None if archive is None else str(archive)})
+        archived = {} if archive is None else {"archive": str(archive)}
+        print_json({"dropped": record.id, **archived})
         return
     if archive is not None:
         console().print(
