@@ -139,6 +139,23 @@ class TenantManager(ManagerBase[TenantDb]):
             tenants, concurrency=concurrency, seed=seed, on_progress=on_progress
         )
 
+    def adopt_tenant(
+        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> TenantRecord:
+        """Make an existing schema a tenant's: its entry in the catalog is all that is created. Returns it.
+
+        Args:
+            tenant: the new id.
+            schema: the schema; None for the one that the configured mapping names.
+            metadata: the application's own data about it, JSON.
+
+        Raises:
+            InvalidTenantIdError: the id, or the name of the schema, is not usable.
+            ProvisioningError: there is no such schema.
+            TenantExistsError: there is such a tenant, or another has the schema.
+        """
+        return self._provisioner.adopt(tenant, schema=schema, metadata=metadata)
+
     def keep_spares(self, keep: int) -> SpareStock:
         """See to it that so many schemas are made ahead, at the newest revision. `create_tenant` renames one
         of them, which takes a few milliseconds; where there is none, it makes one in the ordinary way. To be

@@ -125,6 +125,12 @@ class AsyncTenantManager(ManagerBase[AsyncTenantDb]):
             on_progress=on_progress,
         )
 
+    async def adopt_tenant(
+        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> TenantRecord:
+        """See `TenantManager.adopt_tenant`."""
+        return await asyncio.to_thread(self._provisioner.adopt, tenant, schema=schema, metadata=metadata)
+
     async def keep_spares(self, keep: int) -> SpareStock:
         """See `TenantManager.keep_spares`."""
         return await asyncio.to_thread(self._provisioner.keep_spares, keep)

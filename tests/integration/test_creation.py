@@ -25,9 +25,9 @@ from sqlalchemy_multitenant import (
     TenantManager,
     TenantSuspendedError,
 )
-from sqlalchemy_multitenant.devserver.binaries import find_bin_dir
 from sqlalchemy_multitenant.provisioning import builder, snapshot
 from sqlalchemy_multitenant.provisioning.archive import write_archive
+from sqlalchemy_multitenant.provisioning.pg_dump import find_pg_dump
 from tests.integration.fleet import FIRST, Write, rows
 from tests.integration.test_verify import EVERYTHING
 
@@ -349,7 +349,10 @@ def test_many_are_created_and_the_rest_after_an_interruption(
 
 def restore(db: Engine, file: Path) -> None:
     url = db.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    subprocess.run([find_bin_dir() / "pg_restore", f"--dbname={url}", str(file)], check=True)
+    with db.connect() as connection:
+        version = int(connection.scalar(text("SHOW server_version_num")) or 0) // 10_000
+    program = find_pg_dump(version).with_name("pg_restore")
+    subprocess.run([program, f"--dbname={url}", str(file)], check=True)
 
 
 def test_an_archive_brings_everything_back(

@@ -1,4 +1,4 @@
-"""`multitenant tenant create | list | drop | suspend | activate`."""
+"""`multitenant tenant create | adopt | list | drop | suspend | activate`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .config_file import ConfigOption, load_config
 if TYPE_CHECKING:
     from ..catalog.records import TenantRecord
 
-app = typer.Typer(help="Create, list, suspend, activate and drop tenants.", no_args_is_help=True)
+app = typer.Typer(help="Create, adopt, list, suspend, activate and drop tenants.", no_args_is_help=True)
 
 IdOption = Annotated[str, typer.Option("--id", metavar="ID", help="The tenant's id.")]
 
@@ -115,6 +115,29 @@ def _create_many(
             out.print(f"[red]failed[/] {tenant}: {escape(str(error))}")
     if report.failures:
         raise typer.Exit(1)
+
+
+@app.command()
+@reports_errors
+def adopt(
+    tenant: IdOption,
+    schema: Annotated[
+        str | None, typer.Option(help="The schema, where it is not the one of the configured mapping.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an existing schema a tenant's. Changes nothing in it."""
+    from rich.markup import escape
+
+    from ..manager import TenantManager
+
+    with TenantManager(load_config(config)) as manager:
+        record = manager.adopt_tenant(tenant, schema=schema)
+    if as_json:
+        print_json(record_json(record))
+        return
+    console().print(f"[green]adopted[/] schema {escape(str(record.schema))} as tenant {record.id}")
 
 
 @app.command("list")

@@ -5,6 +5,7 @@ Everything happens in one transaction that is rolled back, so no tenant is neede
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..errors import MigrationError
 from ..isolation.run import run_sql
 from ..naming import SchemaName, quote_ident, quote_literal
 from .enums import add_enums, enums_of, read_enums
+from .environment import GENERATE_OPTIONS
 from .history import ALEMBIC_LOCK, History
 from .plan import Timeouts
 from .report import SHARED
@@ -133,15 +135,20 @@ class _Comparison:
             )
         )
 
-        def include_name(table: str | None, kind: str, _parents: Any) -> bool:
-            # The search path shows other schemas' tables, too; only this schema's are compared.
-            if kind != "table":
-                return True
-            bookkeeping = table == history.version_table or str(table).startswith(OWN_PREFIX)
-            return table in own and not bookkeeping
-
         prepare_folder(history.directory)
         history.reload()
+        directory = history.script  # reads the options as well
+        theirs = history.options
+
+        def include_name(name: str | None, kind: str, parents: Any) -> bool:
+            # The search path shows other schemas' tables, too; only this schema's are compared.
+            if kind == "table":
+                bookkeeping = name == history.version_table or str(name).startswith(OWN_PREFIX)
+                if name not in own or bookkeeping:
+                    return False
+            their_include = theirs.get("include_name")
+            return their_include is None or bool(their_include(name, kind, parents))
+
         context = _revision_context(history, name)
 
         def fn(heads: Any, migration: MigrationContext) -> Any:
@@ -150,15 +157,18 @@ class _Comparison:
 
         with (
             ALEMBIC_LOCK,
-            EnvironmentContext(history.config, history.script, fn=fn, dont_mutate=True) as environment,
+            EnvironmentContext(history.config, directory, fn=fn, dont_mutate=True) as environment,
         ):
             environment.configure(
                 connection=self._connection,
                 target_metadata=list(models),
                 version_table=history.version_table,
                 version_table_schema=schema,
-                include_name=include_name,
-                compare_server_default=True,
+                **{
+                    "compare_server_default": True,
+                    **{key: theirs[key] for key in GENERATE_OPTIONS if key in theirs},
+                    "include_name": include_name,
+                },
             )
             # On the object alone: Alembic picks the class by dialect, for the whole process.
             environment.get_context().impl.__class__ = _ComparingImpl
@@ -216,16 +226,19 @@ def _revision_context(history: History, name: str) -> RevisionContext:
             "splice": False,
             "branch_label": None,
             "version_path": None,
-            "rev_id": next_number(history),
+            "rev_id": next_id(history),
             "depends_on": None,
         },
     )
 
 
-def next_number(history: History) -> str:
+def next_id(history: History) -> str:
     """The id of the next revision: one more than the highest number among the existing ids, in four
-    digits."""
-    numbers = [int(r.id) for r in history.revisions() if r.id.isdecimal()]
+    digits; twelve random ones, as Alembic makes them, where none of the existing ids is a number."""
+    ids = [revision.id for revision in history.revisions()]
+    numbers = [int(revision) for revision in ids if revision.isdecimal()]
+    if ids and not numbers:
+        return secrets.token_hex(6)
     return f"{max(numbers, default=0) + 1:04d}"
 
 

@@ -11,10 +11,11 @@ import hashlib
 import threading
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from alembic.config import Config
 from alembic.operations import Operations
@@ -29,6 +30,7 @@ from sqlalchemy.engine import Dialect
 
 from ..errors import MigrationError
 from .compile import compile_steps, make_environment
+from .environment import read_environment
 from .plan import Heads, MigrationPlan, Revision, Segment, SegmentKind, plan_versions
 
 ALEMBIC_LOCK = threading.RLock()
@@ -89,6 +91,8 @@ class History:
         self._make_dialect = make_dialect
         self._plans: dict[tuple[Heads, str, bool], MigrationPlan] = {}
         self._script: ScriptDirectory | None = None
+        self.options: Mapping[str, Any] = {}
+        """What an env.py in the folder gives to `context.configure()`, once the folder was read."""
 
     @property
     def exists(self) -> bool:
@@ -113,6 +117,8 @@ class History:
                 warnings.simplefilter("error", UserWarning)
                 script = ScriptDirectory.from_config(self.config)
                 script.get_heads()
+            with ALEMBIC_LOCK:
+                self.options = read_environment(self.config, script, self.version_table)
             self._script = script
         return self._script
 

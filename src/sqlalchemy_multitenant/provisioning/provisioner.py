@@ -199,6 +199,27 @@ class Provisioner:
         except DBAPIError as error:
             raise self._explain(error, tenant, schema) from error
 
+    def adopt(
+        self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
+    ) -> TenantRecord:
+        """See `TenantManager.adopt_tenant`."""
+        parsed = parse_tenant_id(tenant)
+        if not self.members.uses_catalog:
+            raise ConfigurationError(
+                "tenant", tenant, "`discover` lists the tenants here: let it return this id as well"
+            )
+        name = self._schema(parsed, schema)
+        self._install()
+        try:
+            with self.engine.begin() as connection:
+                record = self.members.store.add(connection, parsed, name, metadata or {})
+                there = text("SELECT to_regnamespace(:schema) IS NOT NULL")
+                if not connection.scalar(there, {"schema": quote_ident(name)}):
+                    raise ProvisioningError(parsed, f"there is no schema {name!r} to adopt")
+                return record
+        except DBAPIError as error:
+            raise self._explain(error, parsed, name) from error
+
     # -- made ahead ---------------------------------------------------------------------------------
 
     def _take_spare(self, connection: Connection, recipe: Recipe, schema: SchemaName) -> bool:
