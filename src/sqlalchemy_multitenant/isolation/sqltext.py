@@ -72,6 +72,26 @@ def code_only(sql: str) -> str:
     return "".join([*parts, sql[at:]])
 
 
+def names_only(sql: str) -> str:
+    """`sql` with blanks in place of comments and strings; quoted names stay, and what is in dollar quotes is
+    treated the same way. As long as before."""
+    parts, at = [], 0
+    for start, end in _opaque_spans(sql):
+        text = sql[start:end]
+        if text.startswith('"'):
+            continue
+        parts.append(sql[at:start])
+        if text.startswith("$"):
+            tag = text[: text.index("$", 1) + 1]
+            body = text[len(tag) : len(text) - len(tag) if text.endswith(tag) else None]
+            text = tag + names_only(body) + text[len(tag) + len(body) :]
+        else:
+            text = " " * len(text)
+        parts.append(text)
+        at = end
+    return "".join([*parts, sql[at:]])
+
+
 def _opens_body(code: str) -> bool:
     # In parentheses it would be a parameter `begin` of a type `atomic`.
     return any(m["head"].count("(") == m["head"].count(")") for m in _ATOMIC.finditer(code))

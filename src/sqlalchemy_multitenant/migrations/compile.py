@@ -8,6 +8,7 @@ tenant is to get a value of its own. What cannot compile is detected, never gues
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,8 +26,8 @@ from .plan import Heads, Segment, SegmentKind, Statement, plan_versions
 
 COMPILED, ONLINE, AUTOCOMMIT = SegmentKind.COMPILED, SegmentKind.ONLINE, SegmentKind.AUTOCOMMIT
 
-Part = tuple[SegmentKind, str]
-"""A statement, and whether it is in the transaction."""
+Part = tuple[SegmentKind, str, int]
+"""A statement, whether it is in the transaction, and the line of the revision that it came from."""
 
 
 class NeedsConnectionError(Exception):
@@ -39,6 +40,8 @@ class _CollectingImpl(PostgresqlImpl):
 
     collected: list[Part]
     kind: SegmentKind
+    path: str
+    """The file of the revision that is being compiled."""
 
     @property
     def bind(self) -> Any:
@@ -64,7 +67,16 @@ class _CollectingImpl(PostgresqlImpl):
         sql = str(compiled)
         if command := find_transaction_control(sql):
             raise MigrationError(f"{command} would split the migration in two: take it out")
-        self.collected += [(self.kind, part) for part in split_statements(sql)]
+        line = self._line()
+        self.collected += [(self.kind, part, line) for part in split_statements(sql)]
+
+    def _line(self) -> int:
+        frame = sys._getframe(1)
+        while frame.f_code.co_filename != self.path:
+            if frame.f_back is None:
+                return 0
+            frame = frame.f_back
+        return frame.f_lineno
 
 
 class _CompilingEnvironment(EnvironmentContext):
@@ -150,6 +162,7 @@ def _compile(step: RevisionStep, impl: _CollectingImpl) -> list[Part]:
     """
     if "as_sql" in _source(step):
         raise NeedsConnectionError("it asks for the offline mode")
+    impl.path = step.revision.path
     texts = []
     for _ in range(2):
         impl.collected, impl.kind = [], COMPILED
@@ -191,10 +204,10 @@ class _Segments:
 
     def add(self, revision: str, parts: list[Part]) -> None:
         """A compiled revision."""
-        for kind, sql in parts:
+        for kind, sql, line in parts:
             if kind is AUTOCOMMIT:
                 self.record_heads()
-            self._append(kind, [Statement(sql, revision)])
+            self._append(kind, [Statement(sql, revision, line)])
 
     def add_online(self, revision: str, reason: str, *, leaves_transaction: bool) -> None:
         """A revision that Alembic runs. It finds the record where plain Alembic would have it."""

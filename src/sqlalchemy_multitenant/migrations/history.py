@@ -198,6 +198,10 @@ class History:
             return MigrationPlan(start, start, (), ())
         return self.plan_downgrade(start, target)
 
+    def is_one_way(self, revision: str) -> bool:
+        """Whether it cannot be undone."""
+        return not _has_downgrade(self.script_of(revision))
+
     def required_shared(self, revision: str) -> str | None:
         """The shared revision that a tenants' one builds on: its attribute `requires_shared`."""
         needed = getattr(self.script_of(revision).module, "requires_shared", None)

@@ -60,10 +60,16 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """One SQL statement of a plan, and the revision that it came from (None: bookkeeping)."""
+    """One SQL statement of a plan.
+
+    Attributes:
+        revision: the one that it came from; None for bookkeeping.
+        line: where in that revision's file; 0 where that is not known.
+    """
 
     sql: str
     revision: str | None = None
+    line: int = 0
 
 
 class SegmentKind(StrEnum):

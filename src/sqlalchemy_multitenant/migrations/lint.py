@@ -1,0 +1,186 @@
+"""Finds what is dangerous about revisions before it harms anybody: rules for tenants, and those of squawk."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..config import TenantConfig
+from ..isolation.sqltext import names_only
+from .history import History
+from .plan import Revision, SegmentKind, Statement
+from .report import SHARED
+from .squawk import run_squawk
+
+_IGNORE = re.compile(r"#\s*multitenant:\s*ignore\s+(?P<rules>[\w, -]+)")
+_QUALIFIER = re.compile(r'(?:"((?:[^"]|"")+)"|([A-Za-z_\x80-\uffff][\w$]*))\s*\.')
+_SCHEMA_KEYWORDS = ("schema", "source_schema", "referent_schema")
+_SETS_PATH = re.compile(r"^\s*SET\s+(?:LOCAL\s+|SESSION\s+)?search_path\b|\bset_config\s*\(", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a revision that may do harm.
+
+    Attributes:
+        file, line: where; line 0 is the whole file.
+        rule: its name, for `# multitenant: ignore RULE` on that line or above it.
+        message: what is wrong.
+        help: the mend.
+    """
+
+    file: Path
+    line: int
+    rule: str
+    message: str
+    help: str = ""
+
+
+def lint(
+    config: TenantConfig, kind: Literal["tenant", "shared"], *, since: str | None = None
+) -> Iterator[Finding]:
+    """The findings in one history, in the order of its revisions. Needs no database.
+
+    Args:
+        kind: which history.
+        since: a revision: what comes after it; None for all.
+
+    Raises:
+        MigrationError: the revisions cannot be read, or there is no such revision.
+    """
+    settings = config.migrations
+    folder = settings.shared_dir if kind == SHARED else settings.tenant_dir
+    history = History(Path(folder), settings.version_table, kind)
+    if not history.exists:
+        return
+    start = () if since in (None, "base") else (history.resolve(str(since)),)
+    pending = history.pending(start)
+    plan = history.plan_upgrade(start)
+    online = {s.revision: s.reason for s in plan.segments if s.kind is SegmentKind.ONLINE}
+    names = _Names(config, kind)
+    for revision in pending:
+        path = Path(history.script_of(revision.id).path)
+        source = path.read_text(encoding="utf-8")
+        statements = {
+            segment_kind: [
+                statement
+                for segment in plan.segments
+                if segment.kind is segment_kind
+                for statement in segment.statements
+                if statement.revision == revision.id
+            ]
+            for segment_kind in (SegmentKind.COMPILED, SegmentKind.AUTOCOMMIT)
+        }
+        found = [
+            *_lint_source(path, source, names),
+            *(f for group in statements.values() for s in group for f in names.check(path, s)),
+            *_lint_downgrade(path, source, history, revision),
+            *_run_squawk(path, statements),
+        ]
+        if revision.id in online and _has_sql(source):
+            found.append(
+                Finding(path, 0, "not-compiled", f"its SQL cannot be looked at: {online[revision.id]}")
+            )
+        yield from sorted(_kept(found, source), key=lambda f: (f.line, f.rule))
+
+
+def _has_sql(source: str) -> bool:
+    return "execute(" in source
+
+
+def _kept(found: Sequence[Finding], source: str) -> Iterator[Finding]:
+    """Each finding once, without those that a comment lets pass."""
+    lines = source.splitlines()
+    for finding in dict.fromkeys(found):
+        there = lines[max(finding.line - 2, 0) : finding.line] if finding.line else lines
+        comments = [match["rules"] for line in there for match in _IGNORE.finditer(line)]
+        rules = {rule.strip() for comment in comments for rule in comment.split(",")}
+        if finding.rule not in rules:
+            yield finding
+
+
+def _lint_downgrade(path: Path, source: str, history: History, revision: Revision) -> Iterator[Finding]:
+    if not history.is_one_way(revision.id):
+        return
+    tree = ast.parse(source)
+    line = next((n.lineno for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "downgrade"), 0)
+    yield Finding(
+        path,
+        line,
+        "missing-downgrade",
+        "it cannot be undone, and `multitenant rollback` stops before it",
+        "write downgrade(), or say on this line that it is meant to be",
+    )
+
+
+def _lint_source(path: Path, source: str, names: _Names) -> Iterator[Finding]:
+    """Schemas that are named to Alembic instead of in SQL."""
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.keyword) or node.arg not in (
+            "schema",
+            "source_schema",
+            "referent_schema",
+        ):
+            continue
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            yield names.finding(path, node.value.lineno, node.value.value)
+
+
+class _Names:
+    """Tells which names in SQL are those of schemas that a revision should leave to the search path."""
+
+    def __init__(self, config: TenantConfig, kind: str) -> None:
+        schemas, rule = config.schemas, config.naming.rule
+        self._kind = kind
+        self._shared = {"public", schemas.shared_schema}
+        self._tables = schemas.tenant_tables | schemas.shared_tables
+        self._tenants = None
+        if isinstance(rule, str) and (rule := re.escape(rule)) != r"\{id\}":
+            self._tenants = re.compile(rule.replace(r"\{id\}", r"[A-Za-z0-9][A-Za-z0-9_.-]*"))
+
+    def check(self, path: Path, statement: Statement) -> Iterator[Finding]:
+        """What is wrong with one statement."""
+        sql = names_only(statement.sql)
+        for match in _QUALIFIER.finditer(sql):
+            name = match[1].replace('""', '"') if match[1] else match[2].lower()
+            if name in self._shared or self._is_tenants(name):
+                yield self.finding(path, statement.line, name)
+        if _SETS_PATH.search(sql):
+            yield Finding(
+                path,
+                statement.line,
+                "sets-search-path",
+                "the search path is the tenant's; what follows would be somebody else's",
+                "take it out: the path is set already, and checked",
+            )
+
+    def _is_tenants(self, name: str) -> bool:
+        return self._tenants is not None and name not in self._tables and bool(self._tenants.fullmatch(name))
+
+    def finding(self, path: Path, line: int, name: str) -> Finding:
+        """That a schema is named."""
+        if self._is_tenants(name) and name not in self._shared:
+            return Finding(
+                path,
+                line,
+                "names-a-tenant",
+                f"schema {name!r} is one tenant's, and every tenant would use it",
+                "leave the schema out",
+            )
+        return Finding(
+            path,
+            line,
+            "names-a-schema",
+            f"schema {name!r} is written down; it is another in a scratch schema and in a renamed one",
+            "leave the schema out: the search path is the tenant's, then the shared one",
+        )
+
+
+def _run_squawk(path: Path, groups: dict[SegmentKind, list[Statement]]) -> Iterator[Finding]:
+    for kind, statements in groups.items():
+        for line, rule, message, help_ in run_squawk(statements, in_transaction=kind is SegmentKind.COMPILED):
+            yield Finding(path, line, rule, message, help_)
