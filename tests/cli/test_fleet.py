@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import subprocess
@@ -92,6 +93,23 @@ def test_a_revision_that_cannot_be_taken_back_is_told_before_anything_runs(proje
     before = project.dump()
     assert "0002" in project.run("rollback", "--all", "--steps", "1", "--yes", code=1).err
     assert project.dump() == before
+
+
+def test_the_shared_schema_goes_back_as_well(project: Project) -> None:
+    add = "op.add_column('plans', sa.Column('price', sa.Integer))"
+    project.revision(2, add, "shared", undo="op.drop_column('plans', 'price')")
+    project.run("migrate", "--shared")
+    back = ("rollback", "--shared", "--to", "0001")
+    assert "DROP COLUMN price" in project.run(*back, "--dry-run").out
+    before = project.dump()
+    assert "which all tenants use" in project.run(*back, answer="yes\n", code=1).err
+    assert "add --yes" in project.run(*back, code=2).err
+    assert "--to" in project.run("rollback", "--shared", "--steps", "1", code=2).err
+    assert "say whom" in project.run(*back, "--all", code=2).err
+    assert project.dump() == before
+    assert "1 taken back" in project.run(*back, answer="shared\n").out
+    assert project.columns("public", "plans") == {"id"}
+    assert project.run(*back, "--dry-run", "--json").document == []
 
 
 # -- the ledger ----------------------------------------------------------------------------------------
@@ -292,6 +310,22 @@ def test_a_terminal_gets_a_bar(project: Project) -> None:
     os.close(master)
     assert b"3/3" in shown
     assert b"3 migrated" in done.stdout
+
+
+def test_a_program_gets_json_lines(project: Project) -> None:
+    project.revision(2, FAILS_FOR_B)
+    result = project.run("migrate", "--all", "--json", "--json-progress", "--concurrency", "1", code=1)
+    assert result.document["failed"] == 1
+    events = [json.loads(line) for line in result.err.splitlines()]
+    assert [(e["tenant"], e["state"], e["done"], e["failed"]) for e in events] == [
+        ("a", "running", 0, 0),
+        ("a", "done", 1, 0),
+        ("b", "running", 1, 0),
+        ("b", "failed", 2, 1),
+        ("c", "running", 2, 1),
+        ("c", "done", 3, 1),
+    ]
+    assert {e["total"] for e in events} == {3}
 
 
 def test_a_log_gets_a_line_now_and_then(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -219,3 +219,47 @@ def test_a_default_that_has_no_equality_counts_as_changed(empty_url: URL, tmp_pa
     for name, default, expected in (("first", "{}", 1), ("again", "{}", 0), ("other", "[]", 1)):
         with Migrator(make_config(empty_url, tmp_path, models(default), None)) as migrator:
             assert len(migrator.generate(name)) == expected, name
+
+
+def test_what_may_be_a_rename_is_warned_of(empty_url: URL, tmp_path: Path) -> None:
+    def generate(name: str, *tables: tuple[str, str]) -> tuple[str, ...]:
+        metadata = MetaData()
+        for table, column in tables:
+            Table(table, metadata, Column("id", Integer, primary_key=True), Column(column, String(40)))
+        with Migrator(make_config(empty_url, tmp_path, metadata, None)) as migrator:
+            return tuple(warning for revision in migrator.generate(name) for warning in revision.warnings)
+
+    assert generate("first", ("users", "name"), ("notes", "text")) == ()
+    (column,) = generate("second", ("users", "full_name"), ("notes", "text"))
+    assert "op.alter_column('users', 'name', new_column_name='full_name')" in column
+    (table,) = generate("third", ("users", "full_name"), ("remarks", "text"))
+    assert "op.rename_table('notes', 'remarks')" in table
+    assert generate("fourth", ("users", "full_name")) == ()
+
+
+def test_sql_may_be_written_by_hand(empty_url: URL, tmp_path: Path, db: Engine) -> None:
+    shared = shared_models()
+    config = make_config(empty_url, tmp_path, tenant_models(shared), shared)
+    with Migrator(config) as migrator:
+        migrator.generate("first")
+        migrator.migrate_shared()
+        written = migrator.generate_sql('Fill "it"')
+        assert (written.kind, written.revision, written.path.name) == ("tenant", "0002", "0002_fill_it.py")
+        source = written.path.read_text()
+        up = "INSERT INTO notes (id) VALUES (1);\nINSERT INTO users (name) VALUES ('10:30 %s \\ x'::text);"
+        source = source.replace("-- Statements", f"{up}\n-- Statements", 1)
+        source = source.replace('DOWNGRADE = r"""\n', 'DOWNGRADE = r"""\nDELETE FROM users;\n', 1)
+        written.path.write_text(source)
+        migrator.tenant_history.reload()
+        assert migrator.tenant_history.plan_upgrade(()).online is None
+        assert migrator.generate_sql("more", "shared").path.name == "0002_more.py"
+        with pytest.raises(MigrationError, match="--name"):
+            migrator.generate_sql(" ")
+    with TenantManager(config) as manager:
+        with Migrator(config) as migrator:
+            migrator.migrate_shared()
+        manager.create_tenant("a")
+        assert manager.get_db("a").scalars(text("SELECT name FROM users")).all() == ["10:30 %s \\ x"]
+        with Migrator(config) as migrator:
+            assert migrator.rollback("a", steps=1).succeeded == 1
+        assert manager.get_db("a").scalars(text("SELECT name FROM users")).all() == []

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .common import JsonOption, console, fail, print_json, reports_errors
+from .common import JsonOption, console, fail, print_json, reports_errors, warn
 from .config_file import ConfigOption, load_config
 
 
@@ -16,6 +16,10 @@ def generate(
     kind: Annotated[
         str | None, typer.Option("--type", metavar="tenant|shared", help="Compare these models alone.")
     ] = None,
+    sql: Annotated[
+        bool,
+        typer.Option("--sql", help="Write an empty revision for SQL (the tenants', without --type)."),
+    ] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -29,11 +33,21 @@ def generate(
     from ..migrations.migrator import Migrator
 
     with Migrator(load_config(config)) as migrator:
-        written = migrator.generate(name, kind)  # type: ignore[arg-type]
+        written = (
+            [migrator.generate_sql(name, kind or "tenant")]  # type: ignore[arg-type]
+            if sql
+            else migrator.generate(name, kind)  # type: ignore[arg-type]
+        )
     if as_json:
         print_json(
             [
-                {"type": r.kind, "revision": r.revision, "path": str(r.path), "changes": list(r.changes)}
+                {
+                    "type": r.kind,
+                    "revision": r.revision,
+                    "path": str(r.path),
+                    "changes": list(r.changes),
+                    "warnings": list(r.warnings),
+                }
                 for r in written
             ]
         )
@@ -45,3 +59,5 @@ def generate(
         out.print(f"[green]wrote[/] {escape(str(revision.path))}")
         for change in revision.changes:
             out.print(f"      {escape(change)}")
+        for warning in revision.warnings:
+            warn(warning)

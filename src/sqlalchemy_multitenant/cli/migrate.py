@@ -18,6 +18,10 @@ MaxFailuresOption = Annotated[
     typer.Option("--max-failures", metavar="N|P%", help="Begin no more tenants once more than these failed."),
 ]
 
+JsonProgressOption = Annotated[
+    bool, typer.Option("--json-progress", help="Write each event to stderr, a JSON document a line.")
+]
+
 
 @reports_errors
 def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
@@ -42,6 +46,7 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     mark_applied: Annotated[
         bool, typer.Option("--mark-applied", help="Record the newest revision; run nothing.")
     ] = False,
+    json_progress: JsonProgressOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -75,7 +80,7 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
             first = migrator.mark_shared_applied() if mark_applied else migrator.migrate_shared()
         report = None
         if chosen:
-            with Progress(quiet=as_json) as progress:
+            with Progress(quiet=as_json, json_lines=json_progress) as progress:
                 progress.start(len(members))
                 run = migrator.mark if mark_applied else migrator.migrate
                 report = run(members, **options, on_progress=progress.update)

@@ -1,7 +1,8 @@
-"""Progress of long work, on stderr: a bar on a terminal, a line now and then elsewhere."""
+"""Progress of long work, on stderr: a bar on a terminal, a line now and then elsewhere, or JSON lines."""
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from types import TracebackType
@@ -14,10 +15,16 @@ LINE_EVERY_S = 5.0
 
 
 class Progress:
-    """Counts tenants that are done. `quiet` shows nothing; `verb` says what is done to them."""
+    """Counts tenants that are done.
 
-    def __init__(self, verb: str = "migrating", *, quiet: bool = False) -> None:
-        self._quiet, self._verb = quiet, verb
+    Args:
+        verb: what is done to them.
+        quiet: show nothing.
+        json_lines: write a JSON document for each event, whatever else.
+    """
+
+    def __init__(self, verb: str = "migrating", *, quiet: bool = False, json_lines: bool = False) -> None:
+        self._quiet, self._verb, self._json_lines = quiet or json_lines, verb, json_lines
         self._total = self._done = self._failed = 0
         self._started = self._last_line = time.monotonic()
         self._bar: Any = None
@@ -56,12 +63,28 @@ class Progress:
     def update(self, tenant: str, state: MigrationState) -> None:
         """Take note of one tenant's state."""
         if state.value != "running":
-            self.advance(tenant, failed=state.value == "failed")
+            self.advance(tenant, failed=state.value == "failed", state=state.value)
+        elif self._json_lines:
+            self._write_event(tenant, state.value)
 
-    def advance(self, tenant: str, *, failed: bool = False) -> None:
+    def _write_event(self, tenant: str, state: str) -> None:
+        event = {
+            "tenant": tenant,
+            "state": state,
+            "done": self._done,
+            "failed": self._failed,
+            "total": self._total,
+            "elapsed_s": round(time.monotonic() - self._started, 3),
+        }
+        sys.stderr.write(json.dumps(event) + "\n")
+        sys.stderr.flush()
+
+    def advance(self, tenant: str, *, failed: bool = False, state: str = "done") -> None:
         """One more is done."""
         self._done += 1
         self._failed += failed
+        if self._json_lines:
+            self._write_event(tenant, state)
         rate = self._done / max(time.monotonic() - self._started, 1e-6)
         if self._bar is not None:
             self._bar.update(self._task, completed=self._done, rate=rate, failed=self._failed)

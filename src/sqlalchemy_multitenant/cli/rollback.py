@@ -8,7 +8,14 @@ import typer
 
 from .common import JsonOption, chosen_ids, confirm, fail, reports_errors
 from .config_file import ConfigOption, load_config
-from .migrate import AllOption, ConcurrencyOption, MaxFailuresOption, TenantOption, TenantsOption
+from .migrate import (
+    AllOption,
+    ConcurrencyOption,
+    JsonProgressOption,
+    MaxFailuresOption,
+    TenantOption,
+    TenantsOption,
+)
 
 if TYPE_CHECKING:
     from ..migrations.migrator import FleetPlan
@@ -19,6 +26,7 @@ def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
     everyone: AllOption = False,
     tenants: TenantsOption = None,
     tenant: TenantOption = None,
+    shared: Annotated[bool, typer.Option("--shared", help="The shared schema, and no tenant.")] = False,
     to: Annotated[
         str | None, typer.Option(metavar="REVISION", help="The revision that is to be the newest, or `base`.")
     ] = None,
@@ -29,15 +37,19 @@ def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
     max_failures: MaxFailuresOption = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the SQL; change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    json_progress: JsonProgressOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take tenants back to an earlier revision. Asks first."""
+    """Take tenants, or the shared schema, back to an earlier revision. Asks first."""
     ids = chosen_ids(everyone=everyone, tenants=tenants, tenant=tenant, as_json=as_json)
-    if not everyone and ids is None:
-        fail("say whom to take back: --all, --tenants a,b,c or --tenant a", 2, as_json=as_json)
+    chosen = everyone or ids is not None
+    if chosen == shared:
+        fail("say whom to take back: --all, --tenants a,b,c, --tenant a or --shared", 2, as_json=as_json)
     if (to is None) == (steps is None):
         fail("say how far to go back: --to REVISION or --steps N", 2, as_json=as_json)
+    if shared and to is None:
+        fail("the shared schema goes back --to REVISION", 2, as_json=as_json)
     from ..migrations.migrator import Migrator
     from ..migrations.options import RunOptions
     from .progress import Progress
@@ -45,13 +57,21 @@ def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
 
     RunOptions(concurrency=concurrency, max_failures=max_failures)
     with Migrator(load_config(config)) as migrator:
-        plans = migrator.plan_rollback(ids, to=to, steps=steps)
+        plans = (
+            migrator.plan_rollback_shared(to=str(to))
+            if shared
+            else migrator.plan_rollback(ids, to=to, steps=steps)
+        )
         if dry_run:
             render_plans(plans, as_json=as_json)
             return
         if plans and not yes:
             _ask(plans, as_json=as_json)
-        with Progress(quiet=as_json) as progress:
+        if shared:
+            result = migrator.rollback_shared(to=str(to))
+            render_report(result, None, verb="taken back", as_json=as_json)
+            return
+        with Progress(quiet=as_json, json_lines=json_progress) as progress:
             progress.start(sum(len(plan.tenants) for plan in plans))
             report = migrator.rollback(
                 ids,
@@ -69,6 +89,10 @@ def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
 def _ask(plans: list[FleetPlan], *, as_json: bool) -> None:
     tenants = [tenant for plan in plans for tenant in plan.tenants]
     undone = dict.fromkeys(revision.name for plan in plans for revision in plan.plan.revisions)
+    if plans[0].kind == "shared":
+        what = f"This takes back {', '.join(undone)} in the shared schema, which all tenants use."
+        confirm(f"{what} Type 'shared' to go on", "shared", "--yes", as_json=as_json)
+        return
     what = f"This takes back {', '.join(undone)} in {len(tenants)} tenant{'s' if len(tenants) > 1 else ''}."
     if len(tenants) == 1:
         confirm(f"{what} Type the tenant's id to go on", tenants[0], "--yes", as_json=as_json)

@@ -7,6 +7,7 @@ tenant is to get a value of its own. What cannot compile is detected, never gues
 
 from __future__ import annotations
 
+import copy
 import io
 import sys
 from pathlib import Path
@@ -163,9 +164,11 @@ def _compile(step: RevisionStep, impl: _CollectingImpl) -> list[Part]:
     if "as_sql" in _source(step):
         raise NeedsConnectionError("it asks for the offline mode")
     impl.path = step.revision.path
+    # What was created by the revisions before: an enum type that two tables have is created once.
+    memo = copy.deepcopy(impl.memo)
     texts = []
     for _ in range(2):
-        impl.collected, impl.kind = [], COMPILED
+        impl.collected, impl.kind, impl.memo = [], COMPILED, copy.deepcopy(memo)
         try:
             step.migration_fn()
         except (MigrationError, NeedsConnectionError):

@@ -5,6 +5,7 @@ Everything happens in one transaction that is rolled back, so no tenant is neede
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,9 +28,10 @@ from .enums import add_enums, enums_of, read_enums
 from .environment import GENERATE_OPTIONS
 from .history import ALEMBIC_LOCK, History
 from .plan import Timeouts
+from .renames import find_renames
 from .report import SHARED
 from .scratch import Scratch, scratch_name
-from .templates import SCRIPT_TEMPLATE
+from .templates import SCRIPT_TEMPLATE, SQL_TEMPLATE
 
 Kind = Literal["tenant", "shared"]
 
@@ -43,12 +45,14 @@ class GeneratedRevision:
         revision: its id.
         path: its file.
         changes: what it changes, a line each.
+        warnings: what in it may lose data, a line each.
     """
 
     kind: str
     revision: str
     path: Path
     changes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
 
 def generate(
@@ -70,10 +74,7 @@ def generate(
     Raises:
         MigrationError: the models cannot be compared, or an existing revision fails.
     """
-    # It becomes part of a file's name, and of the docstring in it.
-    name = " ".join(name.replace('"', "'").replace("\\", "/").split())
-    if not name:
-        raise MigrationError("a revision needs a name: --name add-user-avatar")
+    name = _parse_name(name)
     if kind not in (None, "tenant", SHARED):
         raise MigrationError(f"type {kind!r} is neither 'tenant' nor 'shared'")
     schemas = config.schemas
@@ -105,6 +106,36 @@ def generate(
         finally:
             connection.rollback()
     return written
+
+
+def _parse_name(name: str) -> str:
+    """`name` as it can be part of a file's name, and of the docstring in it."""
+    parsed = " ".join(name.replace('"', "'").replace("\\", "/").split())
+    if not parsed:
+        raise MigrationError("a revision needs a name: --name add-user-avatar")
+    return parsed
+
+
+def generate_sql(history: History, name: str) -> GeneratedRevision:
+    """Write an empty revision for SQL.
+
+    Raises:
+        MigrationError: there is no name, or an existing revision cannot be read.
+    """
+    name = _parse_name(name)
+    prepare_folder(history.directory)
+    revision, heads = next_id(history), history.heads()
+    down: str | tuple[str, ...] | None = heads if len(heads) > 1 else next(iter(heads), None)
+    slug = "_".join(re.findall(r"\w+", name.lower()))[:40] or "sql"
+    path = history.directory / "versions" / f"{revision}_{slug}.py"
+    with path.open("x", encoding="utf-8") as file:
+        file.write(
+            SQL_TEMPLATE.format(
+                message=name, revision=revision, after=", ".join(heads) or "-", down_revision=down
+            )
+        )
+    history.reload()
+    return GeneratedRevision(history.label, revision, path, ("nothing yet: write its SQL",))
 
 
 def _without_schema(metadata: MetaData, shared_schema: str) -> MetaData:
@@ -177,14 +208,16 @@ class _Comparison:
         operations = generated.upgrade_ops
         if operations is None:
             return []
-        changes = [_describe(diff) for diff in operations.as_diffs()]
+        diffs = operations.as_diffs()
+        changes = [_describe(diff) for diff in diffs]
         changes += add_enums(generated, enums_of(models), read_enums(self._connection, schema))
         if not changes:
             return []
         with ALEMBIC_LOCK:
             (script,) = [s for s in context.generate_scripts() if s is not None]
         history.reload()
-        return [GeneratedRevision(history.label, str(script.revision), Path(script.path), tuple(changes))]
+        revision, path = str(script.revision), Path(script.path)
+        return [GeneratedRevision(history.label, revision, path, tuple(changes), tuple(find_renames(diffs)))]
 
 
 class _ComparingImpl(PostgresqlImpl):

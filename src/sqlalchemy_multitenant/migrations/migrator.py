@@ -11,7 +11,7 @@ from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
 from ..errors import ConfigurationError, MigrationError
 from ..events import MigrationHooks
-from .generate import GeneratedRevision, generate
+from .generate import GeneratedRevision, generate, generate_sql
 from .history import History
 from .hooks import HookCalls
 from .ledger import application_name
@@ -403,6 +403,14 @@ class Migrator(Project):
             self.config, self.engine, self.tenant_history, self.shared_history, name=name, kind=kind
         )
 
+    def generate_sql(self, name: str, kind: Literal["tenant", "shared"] = "tenant") -> GeneratedRevision:
+        """Write an empty revision for SQL that is written by hand.
+
+        Raises:
+            MigrationError: there is no name, or an existing revision cannot be read.
+        """
+        return generate_sql(self.shared_history if kind == SHARED else self.tenant_history, name)
+
     # -- without doing it ---------------------------------------------------------------------------
 
     def plan(
@@ -447,6 +455,15 @@ class Migrator(Project):
         """
         members = self.find_members([tenants] if isinstance(tenants, str) else tenants)
         return self._plans(members, self._way_back(to, steps))
+
+    def plan_rollback_shared(self, *, to: str) -> list[FleetPlan]:
+        """What `rollback_shared` would do, without doing it.
+
+        Raises:
+            MigrationError: no such revision, or one on the way has no downgrade.
+        """
+        plan = self.shared_history.plan_back_to(self._shared()[1], self.shared_history.resolve(to))
+        return [] if plan.is_empty else [FleetPlan(SHARED, plan, (SHARED,))]
 
     def _plans(self, members: Sequence[Member], way_of: Callable[[Heads], Way]) -> list[FleetPlan]:
         heads = self._read_heads(members)

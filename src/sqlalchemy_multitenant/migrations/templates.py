@@ -30,6 +30,43 @@ def downgrade() -> None:
     ${downgrades if downgrades else "pass"}
 '''
 
+SQL_TEMPLATE = '''"""{message}
+
+Revision: {revision}
+After: {after}
+"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = {revision!r}
+down_revision: str | Sequence[str] | None = {down_revision!r}
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+UPGRADE = r"""
+-- Statements with semicolons between them. They name no schema: the search path is the tenant's.
+"""
+
+DOWNGRADE = r"""
+"""
+
+
+def upgrade() -> None:
+    _run(UPGRADE)
+
+
+def downgrade() -> None:
+    _run(DOWNGRADE)
+
+
+def _run(sql: str) -> None:
+    if sql.strip():
+        op.execute(sa.text(sql.replace(":", r"\\:")))  # a colon would begin a parameter
+'''
+
 CONFIG_TEMPLATE = '''"""The multi-tenancy of this project. The `multitenant` command looks for this file."""
 
 from pathlib import Path
