@@ -41,8 +41,8 @@ class _CollectingImpl(PostgresqlImpl):
 
     collected: list[Part]
     kind: SegmentKind
-    path: str
-    """The file of the revision that is being compiled."""
+    path = ""
+    """The file of the revision that is being compiled; none where Alembic moves its own record."""
 
     @property
     def bind(self) -> Any:
