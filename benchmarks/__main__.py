@@ -1,4 +1,4 @@
-"""`python -m benchmarks [reads|checks|fleet|all] [--rounds N] [--tenants N] [--json FILE]`"""
+"""`python -m benchmarks [reads|checks|fleet|history|all] [--rounds N] [--tenants N] [--json FILE]`"""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import URL
 
-from . import checks, fleet, reads
+from . import checks, fleet, history, reads
 from .database import connect, own_database, populate, server_url
 from .report import Report, as_json, show
 
-KINDS = ("reads", "checks", "fleet", "all")
+KINDS = ("reads", "checks", "fleet", "history", "all")
 _console = Console()
 _progress = Console(stderr=True, style="dim")
 
@@ -40,7 +40,7 @@ def _count(value: str) -> int:
 
 def _measure(server: URL, options: argparse.Namespace, folder: Path) -> Iterator[Report]:
     say = _progress.print
-    if options.kind != "fleet":
+    if options.kind not in ("fleet", "history"):
         with own_database(server) as url:
             world = populate(url, folder / "world", say)
             if options.kind in ("reads", "all"):
@@ -49,6 +49,8 @@ def _measure(server: URL, options: argparse.Namespace, folder: Path) -> Iterator
                 yield from checks.run(world, options.rounds, say)
     if options.kind in ("fleet", "all"):
         yield from fleet.run(server, folder, options.rounds, options.tenants, say)
+    if options.kind in ("history", "all"):
+        yield from history.run(server, folder, options.rounds, say)
 
 
 def main() -> None:

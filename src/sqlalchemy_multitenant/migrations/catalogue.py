@@ -143,12 +143,12 @@ _OBJECTS = " UNION ALL ".join(
     for part in _PARTS
 )
 _HASH, _ROWS = "multitenant_catalogue_hash", "multitenant_catalogue_rows"
-_PREPARE = (
-    f"PREPARE {_HASH} (oid) AS "
+_PREPARE = {
+    _HASH: f"PREPARE {_HASH} (oid) AS "
     "SELECT md5(coalesce(string_agg(concat_ws(E'\\x01', kind, name, definition), E'\\x02' "
     f'ORDER BY kind COLLATE "C", name COLLATE "C", definition COLLATE "C"), \'\')) FROM ({_OBJECTS}) o',
-    f"PREPARE {_ROWS} (oid) AS {_OBJECTS}",
-)
+    _ROWS: f"PREPARE {_ROWS} (oid) AS {_OBJECTS}",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +197,7 @@ class CatalogueReader:
 
     def __init__(self, driver: psycopg.Connection[Any]) -> None:
         self._driver = driver
-        send_all(driver, [sql.encode() for sql in _PREPARE])
+        self._prepared: set[str] = set()
 
     @classmethod
     @contextmanager
@@ -212,7 +212,8 @@ class CatalogueReader:
 
     def close(self) -> None:
         """Forget the statements."""
-        send_all(self._driver, [f"DEALLOCATE {name}".encode() for name in (_HASH, _ROWS)])
+        send_all(self._driver, [f"DEALLOCATE {name}".encode() for name in self._prepared])
+        self._prepared.clear()
 
     def read_hash(self, schema: SchemaName) -> str:
         """32 hexadecimal digits: the same for two schemas whose catalogues are. One round trip."""
@@ -231,10 +232,13 @@ class CatalogueReader:
         begin, end = ["BEGIN READ ONLY"], ["ROLLBACK"]
         if in_transaction:
             begin, end = ["SAVEPOINT catalogue"], ["ROLLBACK TO catalogue", "RELEASE catalogue"]
+        if statement not in self._prepared:
+            begin = [_PREPARE[statement], *begin]  # outlives the transaction
+            self._prepared.add(statement)
         path = f"SET LOCAL search_path TO {quoted}"
         execute = f"EXECUTE {statement} ({quote_literal(quoted)}::regnamespace::oid)"
         results = send_all(self._driver, [sql.encode() for sql in (*begin, path, execute, *end)])
-        found = results[2]
+        found = results[len(begin) + 1]
         return [
             tuple((found.get_value(row, column) or b"").decode() for column in range(found.nfields))
             for row in range(found.ntuples)
