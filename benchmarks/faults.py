@@ -1,4 +1,4 @@
-"""Faults, a bounded number of each: processes killed at random moments, rivals, terminated backends, and traffic
+"""Faults, a bounded number of each: killed processes, rivals, terminated backends, and traffic
 on the table that is migrated. Prints what was seen, and fails where anything is lost or done twice.
 
 `python -m benchmarks.faults [--tenants N] [--kills N]`

@@ -27,6 +27,9 @@ _TENANT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 _SYSTEM_SCHEMAS = frozenset({"information_schema", "public"})
 
+# Schemas that the toolkit makes and drops by itself.
+_OWN_SCHEMAS = ("multitenant_reference-", "multitenant_scratch_", "multitenant_spare_")
+
 
 def parse_tenant_id(value: object) -> TenantId:
     """Return `value` as a tenant id.
@@ -161,6 +164,7 @@ class SchemaNaming:
             parsed = parse_schema_name(name)
         except ValueError as error:
             raise InvalidTenantIdError(tenant, str(error)) from error
-        if parsed in self.reserved or parsed in _SYSTEM_SCHEMAS or parsed.startswith("pg_"):
+        own = parsed.startswith(("pg_", *_OWN_SCHEMAS))
+        if own or parsed in self.reserved or parsed in _SYSTEM_SCHEMAS:
             raise InvalidTenantIdError(tenant, f"it would live in schema {parsed!r}, which is reserved")
         return parsed

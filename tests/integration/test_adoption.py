@@ -213,6 +213,68 @@ def test_an_env_py_that_cannot_be_read_is_told(single: Path, config: TenantConfi
         migrator.tenant_history.heads()
 
 
+ONLINE_ALONE = """
+from alembic import context
+from sqlalchemy import create_engine, pool
+
+
+def include_object(thing, name, kind, reflected, compare_to):
+    return name != "left_alone" and not (kind == "column" and name.startswith("legacy_"))
+
+
+def run_migrations_online():
+    url = context.config.get_main_option("sqlalchemy.url").replace("driver", "postgresql")
+    engine = create_engine(url, poolclass=pool.NullPool)
+    with engine.connect() as connection:
+        context.configure(connection=connection, include_object=include_object, compare_type=False)
+        with context.begin_transaction():
+            context.run_migrations()
+
+
+if context.is_offline_mode():
+    raise SystemExit("offline mode is not supported")
+run_migrations_online()
+"""
+ASYNC = ONLINE_ALONE.replace(
+    "from sqlalchemy import create_engine, pool",
+    """
+import asyncio
+from sqlalchemy.ext.asyncio import async_engine_from_config
+
+
+def do_run(connection):
+    context.configure(connection=connection, include_object=include_object, compare_type=False)
+    context.run_migrations()
+
+
+async def run_async():
+    engine = async_engine_from_config({}, prefix="sqlalchemy.")
+    async with engine.connect() as connection:
+        await connection.run_sync(do_run)
+    await engine.dispose()
+""",
+).replace("\nrun_migrations_online()\n", "\nasyncio.run(run_async())\n")
+
+
+@pytest.mark.parametrize("env", [ONLINE_ALONE, ASYNC], ids=["sync", "async"])
+def test_options_of_the_online_branch_count(single: Path, config: TenantConfig, env: str) -> None:
+    operation = ENV[ENV.index("@Operations.reg") : ENV.index("def include_name")]
+    imports = "from alembic.operations import MigrateOperation, Operations\n"
+    (single / "alembic/env.py").write_text(imports + operation + env)
+    with Migrator(config) as migrator:
+        assert migrator.generate("nothing") == []
+        assert "include_object" in migrator.tenant_history.options
+
+
+def test_an_option_that_cannot_be_told_is_named(single: Path, config: TenantConfig) -> None:
+    (single / "alembic/env.py").write_text(
+        "from alembic import context\nif context.is_offline_mode():\n    context.configure(url='')\nelse:\n"
+        "    1 / 0\n    context.configure(include_object=lambda *_: False)\n"
+    )
+    with Migrator(config) as migrator, pytest.raises(MigrationError, match="include_object cannot be told"):
+        migrator.tenant_history.heads()
+
+
 def test_discovery_adopts_by_itself(config: TenantConfig, db: Engine) -> None:
     discovering = replace(config, migrations=replace(config.migrations, discover=lambda: ["acme"]))
     with TenantManager(discovering) as manager, pytest.raises(ConfigurationError, match="discover"):

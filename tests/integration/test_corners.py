@@ -8,6 +8,7 @@ import secrets
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from sqlalchemy_multitenant import (
     AsyncTenantManager,
     ConfigurationError,
     Hooks,
+    InvalidTenantIdError,
     Metrics,
     MigrationError,
     MigrationHooks,
@@ -377,3 +379,50 @@ def test_progress_of_the_shared_schema(config: TenantConfig, tmp_path: Path, wri
         migrator.migrate_shared(on_progress=lambda name, state: seen.append((name, state.value)))
     assert seen[0] == ("shared", "running")
     assert seen[-1][0] == "shared"
+
+
+def test_a_folder_with_a_package_file_alone_has_no_revisions(
+    config: TenantConfig, write: Write, folder: Path
+) -> None:
+    assert callable(write)
+    (folder / "versions" / "__init__.py").write_text("")
+    with TenantManager(config) as manager, pytest.raises(ProvisioningError, match="no revisions"):
+        manager.create_tenant("a")
+
+
+@pytest.mark.parametrize(
+    "name", ["multitenant_reference-1-x", "multitenant_spare_1", "multitenant_scratch_x"]
+)
+def test_schemas_of_the_toolkits_own_are_no_tenants(tenants: TenantManager, name: str) -> None:
+    for act in (tenants.create_tenant, tenants.adopt_tenant):
+        with pytest.raises(InvalidTenantIdError, match="reserved"):
+            act("new", schema=name)
+
+
+def test_metadata_is_checked_wherever_it_is_given(tenants: TenantManager) -> None:
+    for act in (tenants.create_tenant, tenants.adopt_tenant):
+        with pytest.raises(ConfigurationError, match="JSON"):
+            act("new", metadata={"x": object()})
+
+
+def test_a_database_of_another_encoding(
+    config: TenantConfig, write: Write, admin: Engine, empty_url: URL
+) -> None:
+    name = f"latin_{secrets.token_hex(4)}"
+    with admin.connect() as connection:
+        connection.exec_driver_sql(f"CREATE DATABASE {name} ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0")
+    try:
+        latin = replace(config, connection=Where(url=empty_url.set(database=name)))
+        write("0001", None, FIRST)
+        write("0002", "0001", "op.execute(\"INSERT INTO items (name) VALUES ('café')\")")
+        write("0003", "0002", "op.get_bind().execute(sa.text(\"INSERT INTO items (name) VALUES ('né')\"))")
+        with TenantManager(latin) as manager:
+            manager.create_tenants(["a", "b", "c"])
+            for tenant in "abc":
+                names = manager.get_db(tenant).scalars(text("SELECT name FROM items ORDER BY id")).all()
+                assert names == ["café", "né"]
+        with Migrator(latin) as migrator:
+            assert all(v.ok for v in migrator.verify())
+    finally:
+        with admin.connect() as connection:
+            connection.exec_driver_sql(f"DROP DATABASE {name} WITH (FORCE)")

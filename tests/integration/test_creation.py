@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
+import secrets
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import Engine, text
@@ -19,6 +22,7 @@ from sqlalchemy_multitenant import (
     MigrationError,
     Migrator,
     ProvisioningError,
+    SpareStock,
     TenantBusyError,
     TenantConfig,
     TenantExistsError,
@@ -27,8 +31,8 @@ from sqlalchemy_multitenant import (
 )
 from sqlalchemy_multitenant.provisioning import builder, snapshot
 from sqlalchemy_multitenant.provisioning.archive import write_archive
-from sqlalchemy_multitenant.provisioning.pg_dump import find_pg_dump
-from tests.integration.fleet import FIRST, Write, rows
+from sqlalchemy_multitenant.provisioning.pg_dump import run_pg_dump
+from tests.integration.fleet import FIRST, Write, restore, rows
 from tests.integration.test_verify import EVERYTHING
 
 SLOW = 'op.get_bind().execute(sa.text("INSERT INTO items (name) VALUES (:n)"), {"n": "first"})'
@@ -110,7 +114,7 @@ def test_what_is_to_be_each_tenants_own_is_in_no_snapshot(
     names = [f"t{i}" for i in range(4)]
     with TenantManager(config) as manager:
         assert len(manager.create_tenants(names).created) == 4
-    assert snapshots == [False]
+    assert True not in snapshots
     values = {str(value) for name in names for value in rows(db, name, "SELECT name FROM items")}
     assert len(values) == 5  # `first`, and one of each
 
@@ -130,6 +134,141 @@ def test_what_depends_on_shared_rows_is_in_no_snapshot(
     assert snapshots == [False]
     assert rows(db, "a", "SELECT name FROM items ORDER BY id") == ["first", "basic"]
     assert rows(db, "d", "SELECT name FROM items ORDER BY id") == ["first", "better"]
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "INSERT INTO public.registry SELECT relnamespace::regnamespace::text FROM pg_class "
+        "WHERE oid = 'items'::regclass",
+        "UPDATE public.registry SET name = name || '+'",
+        "INSERT INTO items (name) SELECT to_char(now(), 'YYYY-MM-DD')",
+        "ALTER PUBLICATION all_items ADD TABLE items",
+        "INSERT INTO items (name) SELECT 'of a tenant' WHERE current_schema() ~ '^tenant'",
+    ],
+)
+def test_what_lies_outside_is_done_by_and_for_each_tenant(
+    config: TenantConfig, write: Write, db: Engine, snapshots: list[bool], sql: str
+) -> None:
+    with db.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE registry (name text)")
+        connection.exec_driver_sql("INSERT INTO registry VALUES ('start')")
+        connection.exec_driver_sql("CREATE PUBLICATION all_items")
+    write("0001", None, FIRST)
+    write("0002", "0001", f"{SLOW}\nop.execute({sql!r})")
+    with TenantManager(config) as manager:
+        manager.create_tenants(["a", "b", "c"])
+        manager.create_tenant("d")
+    assert True not in snapshots
+    with db.connect() as connection:
+        registry = sorted(connection.scalars(text("SELECT name FROM registry")))
+    assert registry in (["start"], ["start++++"], ["start", *(f"tenant_{t}" for t in "abcd")])
+
+
+def test_rows_that_look_like_what_a_dump_has_around_them(
+    config: TenantConfig, write: Write, db: Engine, snapshots: list[bool]
+) -> None:
+    lines = [
+        "Dear x,",
+        "",
+        "-- ",
+        "--sig",
+        "SET lock_timeout = 3;",
+        r"\restrict abc",
+        r"\unrestrict abc",
+        "end",
+    ]
+    letter = "\n".join(lines)
+    insert = f"sa.text('INSERT INTO items (name) VALUES (:n)'), {{'n': {letter!r}}}"
+    write("0001", None, FIRST)
+    write("0002", "0001", f"{SLOW}\nop.get_bind().execute({insert})")
+    with TenantManager(config) as manager:
+        manager.create_tenants(["a", "b", "c"])
+    assert snapshots == [True]
+    for tenant in "abc":
+        assert rows(db, tenant, "SELECT name FROM items ORDER BY id") == ["first", letter]
+
+
+def test_privileges_and_owners_are_those_that_the_revisions_give(
+    config: TenantConfig, write: Write, db: Engine, admin: Engine, snapshots: list[bool]
+) -> None:
+    role = f"role_{secrets.token_hex(6)}"
+    with db.begin() as connection:
+        connection.exec_driver_sql(f"CREATE ROLE {role}")
+        connection.exec_driver_sql(f"ALTER DEFAULT PRIVILEGES GRANT SELECT ON TABLES TO {role}")
+    try:
+        write("0001", None, FIRST)
+        write(
+            "0002",
+            "0001",
+            f"""
+            {SLOW}
+            op.execute("CREATE TABLE secrets (id int)")
+            op.execute("REVOKE ALL ON secrets FROM {role}")
+            op.execute("CREATE FUNCTION f() RETURNS int LANGUAGE sql SECURITY DEFINER AS 'SELECT 1'")
+            own = "SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'items'::regclass"
+            schema = op.get_bind().scalar(sa.text(own))
+            op.execute(f"GRANT CREATE ON SCHEMA {{schema}} TO {role}")
+            op.execute("ALTER FUNCTION f() OWNER TO {role}")
+            """,
+        )
+        with TenantManager(config) as manager:
+            manager.create_tenants(["a", "b", "c"])
+        for tenant in "abc":
+            assert rows(db, tenant, f"SELECT has_table_privilege('{role}', 'secrets', 'SELECT')") == [False]
+            assert rows(db, tenant, f"SELECT has_table_privilege('{role}', 'items', 'SELECT')") == [True]
+            assert rows(
+                db,
+                tenant,
+                "SELECT proowner::regrole::text FROM pg_proc WHERE proname = 'f'"
+                f" AND pronamespace = 'tenant_{tenant}'::regnamespace",
+            ) == [role]
+    finally:
+        with db.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {role} CASCADE")
+            connection.exec_driver_sql(f"DROP ROLE {role}")
+
+
+def test_a_seed_runs_under_the_same_settings_whatever_made_the_schema(
+    config: TenantConfig, write: Write, db: Engine, snapshots: list[bool]
+) -> None:
+    write("0001", None, FIRST)
+    write("0002", "0001", SLOW)
+    seen: list[tuple[str, ...]] = []
+
+    def seed(session: Session) -> None:
+        names = (
+            "row_security",
+            "check_function_bodies",
+            "client_min_messages",
+            "search_path",
+            "lock_timeout",
+        )
+        seen.append(tuple(str(session.scalar(text(f"SHOW {name}"))) for name in names))
+
+    with TenantManager(config) as manager:
+        manager.create_tenant("a", seed=seed)
+        manager.create_tenant("b")
+        manager.create_tenant("c", seed=seed)
+    assert snapshots == [True]
+    (replayed, dumped) = (tuple(v.replace("tenant_a", "x").replace("tenant_c", "x") for v in s) for s in seen)
+    assert replayed == dumped
+
+
+def test_a_tenant_that_exists_does_not_end_a_snapshot(
+    config: TenantConfig, write: Write, db: Engine, snapshots: list[bool]
+) -> None:
+    write("0001", None, FIRST)
+    write("0002", "0001", SLOW)
+    with db.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA tenant_d")
+    with TenantManager(config) as manager:
+        manager.create_tenants(["a", "b", "c"])
+        with pytest.raises(TenantExistsError):
+            manager.create_tenant("d")
+        manager.create_tenant("e")
+        assert manager._provisioner._builder._snapshot is not None
+    assert snapshots == [True]
 
 
 def test_a_snapshot_that_does_not_work_any_more_is_given_up(
@@ -168,12 +307,12 @@ def test_reference_schemas_of_the_killed_are_cleared(config: TenantConfig, write
     write("0001", None, FIRST)
     write("0002", "0001", SLOW)
     with db.begin() as connection:
-        connection.exec_driver_sql('CREATE SCHEMA "multitenant_reference-1000-abcd"')
-        connection.exec_driver_sql('CREATE SCHEMA "multitenant_reference-9999999999-abcd"')
+        connection.exec_driver_sql('CREATE SCHEMA "multitenant_reference-1000000000-abcdabcd"')
+        connection.exec_driver_sql('CREATE SCHEMA "multitenant_reference-9999999999-abcdabcd"')
     with TenantManager(config) as manager:
         manager.create_tenants(["a", "b", "c"])
     left = {name for name in schemas(db) if name.startswith("multitenant_")}
-    assert left == {"multitenant_reference-9999999999-abcd"}
+    assert left == {"multitenant_reference-9999999999-abcdabcd"}
 
 
 # -- spares ------------------------------------------------------------------------------------------
@@ -239,24 +378,56 @@ def test_a_failed_creation_gives_its_spare_back(config: TenantConfig, write: Wri
         manager.create_tenant("a")
 
 
+OWN_NAME = "(SELECT relnamespace::regnamespace::text FROM pg_class WHERE oid = 'items'::regclass)"
+
+
 @pytest.mark.parametrize(
-    "revision",
+    "sql",
     [
-        'op.execute("INSERT INTO items (name) VALUES (current_schema())")',
-        "op.execute(\"DO $do$ BEGIN EXECUTE format('CREATE FUNCTION f() RETURNS text LANGUAGE sql AS "
-        "''SELECT name FROM %I.items''', current_schema()); END $do$\")",
+        f"INSERT INTO items (name) SELECT {OWN_NAME}",
+        f"INSERT INTO items (name) SELECT replace({OWN_NAME}, 'tenant_', '')",
+        f"DO $do$ BEGIN EXECUTE format('CREATE FUNCTION f() RETURNS text LANGUAGE sql AS ''SELECT name FROM "
+        f"%I.items''', {OWN_NAME}); END $do$",
+        f"DO $do$ BEGIN EXECUTE format('CREATE SEQUENCE %I', {OWN_NAME} || '_seq'); END $do$",
+        f"DO $do$ BEGIN EXECUTE format('COMMENT ON COLUMN items.name IS %L', {OWN_NAME}); END $do$",
+        "INSERT INTO items (name) VALUES (current_schema())",
+        "INSERT INTO items (name) SELECT name FROM public.plans",
+        "INSERT INTO public.plans VALUES ('new')",
+        "UPDATE public.plans SET name = name || '+'",
+        "INSERT INTO items (name) VALUES (current_date::text)",
     ],
-    ids=["row", "function"],
 )
-def test_what_holds_the_schemas_own_name_cannot_be_made_ahead(
-    config: TenantConfig, write: Write, db: Engine, revision: str
+def test_what_may_be_another_for_another_tenant_cannot_be_made_ahead(
+    config: TenantConfig, write: Write, db: Engine, sql: str
 ) -> None:
-    write("0001", None, f"{FIRST}\n{revision}")
+    with db.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE plans AS SELECT 'basic' AS name")
+    write("0001", None, FIRST)
+    write("0002", "0001", f"op.execute({sql!r})")
     with TenantManager(config) as manager:
-        with pytest.raises(MigrationError, match="own name"):
+        with pytest.raises(MigrationError, match="made ahead"):
             manager.keep_spares(1)
+        with db.connect() as connection:
+            assert connection.scalars(text("SELECT name FROM plans")).all() == ["basic"]
         manager.create_tenant("a")
     assert {name for name in schemas(db) if name.startswith("multitenant_")} == set()
+
+
+def test_two_who_keep_spares_take_turns(config: TenantConfig, write: Write) -> None:
+    write("0001", None, FIRST)
+    with TenantManager(config) as one, TenantManager(config) as two, ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda manager: manager.keep_spares(3), (one, two)))
+        assert one.keep_spares(3) == SpareStock(ready=3)
+
+
+def test_a_changed_search_path_makes_other_spares(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    with db.begin() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA extra")
+    other = replace(config, schemas=replace(config.schemas, extra_search_path=["extra"]))
+    with TenantManager(config) as manager, TenantManager(other) as elsewhere:
+        manager.keep_spares(2)
+        assert elsewhere.keep_spares(2).discarded == 2
 
 
 # -- seeds -------------------------------------------------------------------------------------------
@@ -306,6 +477,22 @@ def test_the_first_rows_come_with_the_tenant(
             manager.create_tenant("e", seed="INSERT ...")  # type: ignore[arg-type]
 
 
+def test_a_seed_that_ends_the_transaction_is_told(config: TenantConfig, write: Write, tmp_path: Path) -> None:
+    write("0001", None, FIRST)
+
+    def seed(session: Session) -> None:
+        session.connection().get_transaction().commit()
+        session.connection().exec_driver_sql("COMMIT")
+        raise RuntimeError("and now this")
+
+    file = tmp_path / "bom.sql"
+    file.write_text("INSERT INTO items (name) VALUES ('x')", encoding="utf-8-sig")
+    with TenantManager(config) as manager:
+        with pytest.raises(ProvisioningError, match="ended the transaction by itself"):
+            manager.create_tenant("a", seed=seed)
+        manager.create_tenant("b", seed=file)
+
+
 # -- many --------------------------------------------------------------------------------------------
 
 
@@ -345,14 +532,6 @@ def test_many_are_created_and_the_rest_after_an_interruption(
 
 
 # -- archives ----------------------------------------------------------------------------------------
-
-
-def restore(db: Engine, file: Path) -> None:
-    url = db.url.set(drivername="postgresql").render_as_string(hide_password=False)
-    with db.connect() as connection:
-        version = int(connection.scalar(text("SHOW server_version_num")) or 0) // 10_000
-    program = find_pg_dump(version).with_name("pg_restore")
-    subprocess.run([program, f"--dbname={url}", str(file)], check=True)
 
 
 def test_an_archive_brings_everything_back(
@@ -397,6 +576,32 @@ def test_what_cannot_be_archived_is_not_dropped(
         assert taken.read_text() == "precious"
         assert not (tmp_path / "a.dump").exists()
         assert manager.get_db("a").scalar(text("SELECT count(*) FROM items")) == 0
+
+
+def test_an_archive_does_not_wait_behind_who_waits_for_it(
+    config: TenantConfig, write: Write, db: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("0001", None, FIRST)
+    queued = threading.Event()
+
+    def dump(*args: Any) -> str:
+        thread = threading.Thread(target=truncate, daemon=True)
+        thread.start()
+        queued.wait(5)
+        time.sleep(0.3)
+        return run_pg_dump(*args)
+
+    def truncate() -> None:
+        with db.begin() as connection:
+            queued.set()
+            connection.exec_driver_sql("TRUNCATE tenant_a.items")
+
+    monkeypatch.setattr("sqlalchemy_multitenant.provisioning.archive.run_pg_dump", dump)
+    with TenantManager(config) as manager:
+        manager.create_tenant("a")
+        with pytest.raises(TenantBusyError, match="nothing was dropped"):
+            manager.drop_tenant("a", archive=tmp_path / "a.dump")
+        assert manager.get_tenant("a").status.value == "active"
 
 
 def test_nobody_writes_while_a_tenant_is_archived(

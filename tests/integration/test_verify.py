@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import Engine
 
 from sqlalchemy_multitenant import MigrationError, Migrator, TenantConfig, TenantManager
-from tests.integration.fleet import FIRST, Write, fleet
+from tests.integration.fleet import FIRST, Write, fleet, restore
 
 EVERYTHING = '''
 op.execute("""
@@ -42,6 +42,12 @@ CREATE POLICY own ON notes FOR SELECT TO PUBLIC USING (user_id > 0);
 CREATE RULE kept AS ON DELETE TO notes DO INSTEAD NOTHING;
 CREATE STATISTICS together ON name, mood FROM users;
 COMMENT ON TABLE users IS 'who may log in';
+CREATE AGGREGATE sum_up(int) (SFUNC = int4pl, STYPE = int, INITCOND = '0');
+CREATE TABLE "a.b" ();
+CREATE TABLE a ("b.c" int);
+CREATE TABLE kinds (kind varchar(10) CHECK (kind IN ('x', 'y')))
+    WITH (fillfactor = 70, autovacuum_enabled = off);
+CREATE INDEX some_kinds ON kinds (kind) WHERE kind IN ('x', 'y');
 """)
 '''
 
@@ -76,6 +82,14 @@ CHANGES = {
     "COMMENT ON TABLE users IS 'somebody'": "table users",
     "ALTER TABLE users SET (fillfactor = 70)": "table users",
     "CREATE TABLE mine ()": "table mine is in no revision",
+    "ALTER TABLE users REPLICA IDENTITY FULL": "table users",
+    "ALTER TABLE users DISABLE TRIGGER ALL": "triggers D",
+    "ALTER TABLE notes DISABLE RULE kept": "rule notes.kept",
+    "CREATE OR REPLACE AGGREGATE sum_up(int) (SFUNC = int4pl, STYPE = int, INITCOND = '7')": "from '7'",
+    "CREATE OPERATOR === (LEFTARG = int, RIGHTARG = int, FUNCTION = int4eq)": "operator ===",
+    "CREATE COLLATION mine (provider = libc, locale = 'C')": "collation mine",
+    "CREATE TEXT SEARCH CONFIGURATION mine (COPY = simple)": "text search configuration mine",
+    'ALTER TABLE "a.b" ADD COLUMN c int': 'column "a.b".c',
 }
 
 
@@ -110,6 +124,65 @@ def test_each_difference_is_named(config: TenantConfig, write: Write, db: Engine
         assert expected in text, (change, text)
         # Nothing else is blamed, but what hangs on it.
         assert len(verification.differences) <= 5, (change, text)
+
+
+def test_an_archive_that_is_restored_is_as_the_revisions_build_it(
+    config: TenantConfig, write: Write, db: Engine, tmp_path: Path
+) -> None:
+    write("0001", None, EVERYTHING)
+    fleet(config, 2)
+    file = tmp_path / "t00.dump"
+    with TenantManager(config) as manager, Migrator(config) as migrator:
+        manager.drop_tenant("t00", archive=file)
+        restore(db, file)
+        manager.adopt_tenant("t00")
+        assert [(v.tenant, v.differences) for v in migrator.verify()] == [("t00", ()), ("t01", ())]
+
+
+def test_the_schemas_name_in_a_functions_settings_is_no_difference(
+    config: TenantConfig, write: Write
+) -> None:
+    body = "LANGUAGE sql SECURITY DEFINER SET search_path FROM CURRENT AS 'SELECT 1'"
+    write("0001", None, f'op.execute("CREATE FUNCTION safe() RETURNS int {body}")')
+    fleet(config, 2)
+    with TenantManager(config) as manager, Migrator(config) as migrator:
+        manager.create_tenant("odd", schema='tenant\'s "odd"')
+        assert [(v.tenant, v.differences) for v in migrator.verify()] == [
+            ("odd", ()),
+            ("t00", ()),
+            ("t01", ()),
+        ]
+        with pytest.raises(MigrationError, match="search path of a function"):
+            manager.keep_spares(1)
+
+
+def test_new_tenants_need_no_revision_of_their_own(config: TenantConfig, write: Write, db: Engine) -> None:
+    """Whatever a live tenant has outside of transactions, a new one has in its transaction."""
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write(
+        "0002",
+        "0001",
+        """
+        op.get_bind()
+        with op.get_context().autocommit_block():
+            op.execute("CREATE INDEX CONCURRENTLY online ON items (name)")
+        """,
+    )
+    write(
+        "0003",
+        "0002",
+        """
+        with op.get_context().autocommit_block():
+            op.execute("-- an index\\nCREATE INDEX CONCURRENTLY compiled ON items (name)")
+            op.execute("VACUUM ANALYZE items")
+        """,
+    )
+    with Migrator(config) as migrator, TenantManager(config) as manager:
+        report = migrator.migrate_all()
+        assert report.failed == 0, report.details
+        manager.create_tenant("new")
+        assert [(v.tenant, v.differences) for v in migrator.verify()] == [("new", ()), ("t00", ())]
 
 
 def test_what_cannot_be_compared_is_told(

@@ -47,7 +47,13 @@ def make_admin_engine(
         pool_timeout=max(config.connection.pool_timeout_s, 60.0),
         pool_pre_ping=pre_ping,
         pool_reset_on_return=None,
-        connect_args={**psycopg_args(config.connection, url), **named, "prepare_threshold": None},
+        # The toolkit writes its SQL as UTF-8, whatever the database's own encoding is.
+        connect_args={
+            **psycopg_args(config.connection, url),
+            **named,
+            "prepare_threshold": None,
+            "client_encoding": "utf8",
+        },
         echo=config.connection.echo,
     )
 

@@ -11,6 +11,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -19,10 +20,12 @@ from sqlalchemy import Connection
 
 from ..engines.pipeline import StatementError, send_all
 from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
+from ..isolation.sqltext import names_only
 from ..naming import quote_ident, quote_literal
 from . import steps
 from .batch import Batch, guard_sql, lock_key, settings_sql, statement_failed
 from .history import History
+from .inside import inside_transaction
 from .plan import Destination, Heads, MigrationPlan, Segment, SegmentKind, Statement, Timeouts
 
 _GUARD = re.compile(r"multitenant:(?P<guard>locked|gone|moved|unrecorded)")
@@ -32,9 +35,6 @@ _CONCURRENT_INDEX = re.compile(
     r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?"
     r'(?P<name>"(?:[^"]|"")+"|[\w$]+)\s+ON\b',
     re.IGNORECASE,
-)
-_CONCURRENTLY = re.compile(
-    r"^(\s*(?:CREATE\s+(?:UNIQUE\s+)?|DROP\s+|RE)INDEX(?:\s+\w+)?\s+)CONCURRENTLY\b", re.I
 )
 
 
@@ -136,9 +136,10 @@ class _Application:
             self._open(has_record=not is_new and self._has_record())
             for segment in self._plan.segments:
                 if segment.kind is SegmentKind.ONLINE:
-                    self._run_online(segment, in_transaction=True)
+                    self._run_online(segment, in_transaction=True, is_unused=True)
                 else:
-                    self._add_compiled([_plain_index(s) for s in segment.statements])
+                    inside = [(s, inside_transaction(s.sql)) for s in segment.statements]
+                    self._add_compiled([replace(s, sql=sql) for s, sql in inside if sql is not None])
             self._close()
             self._batch.send()
 
@@ -240,7 +241,8 @@ class _Application:
                 )
 
     def _send_alone(self, statement: Statement, *, is_resumed: bool) -> None:
-        match = _CONCURRENT_INDEX.match(statement.sql)
+        # Comments before it are blanks now; the name may be quoted, and stays.
+        match = _CONCURRENT_INDEX.match(names_only(statement.sql))
         try:
             if match is not None:
                 # It waits for others' transactions, and nobody waits for it.
@@ -341,7 +343,7 @@ class _Application:
         work()
         self._observer.after(revision, (time.perf_counter() - started) * 1000)
 
-    def _run_online(self, segment: Segment, *, in_transaction: bool) -> None:
+    def _run_online(self, segment: Segment, *, in_transaction: bool, is_unused: bool = False) -> None:
         self._batch.send()
         revision = segment.revision
         assert revision is not None  # noqa: S101 - an online segment has one
@@ -361,6 +363,7 @@ class _Application:
                 revision,
                 is_downgrade=self._plan.is_downgrade,
                 leaves_transaction=not in_transaction,
+                is_unused=is_unused,
             ),
         )
 
@@ -403,7 +406,3 @@ def read_recorded(driver: psycopg.Connection[Any], record: str) -> Heads:
 def _roll_back(driver: psycopg.Connection[Any]) -> None:
     if not driver.closed and driver.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
         send_all(driver, [b"ROLLBACK"])
-
-
-def _plain_index(statement: Statement) -> Statement:
-    return Statement(_CONCURRENTLY.sub(r"\1", statement.sql), statement.revision)

@@ -34,7 +34,8 @@ _PARTS = (
         pg_get_expr(c.relpartbound, c.oid),
         CASE WHEN c.relrowsecurity THEN 'row security' END,
         CASE WHEN c.relforcerowsecurity THEN 'forced' END,
-        'with (' || array_to_string(c.reloptions, ', ') || ')',
+        CASE WHEN c.relreplident NOT IN ('d', 'i') THEN 'replica identity ' || c.relreplident::text END,
+        'with (' || (SELECT string_agg(o, ', ' ORDER BY o) FROM unnest(c.reloptions) o) || ')',
         CASE WHEN c.relkind IN ('v', 'm') THEN pg_get_viewdef(c.oid, true) END,
         (SELECT format('%s from %s by %s between %s and %s cache %s%s', format_type(s.seqtypid, NULL),
             s.seqstart, s.seqincrement, s.seqmin, s.seqmax, s.seqcache,
@@ -49,11 +50,14 @@ _PARTS = (
     WHERE c.relnamespace = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'S', 'c')
     """,
     """
-    SELECT 'column', c.relname || '.' || a.attname,
+    SELECT 'column', quote_ident(c.relname) || '.' || quote_ident(a.attname),
       concat_ws(' ',
         format_type(a.atttypid, a.atttypmod),
         CASE WHEN a.attcollation <> t.typcollation THEN 'collate ' || a.attcollation::regcollation::text END,
         CASE WHEN a.attnotnull THEN 'not null' END,
+        (SELECT concat_ws(' ', CASE WHEN NOT n.convalidated THEN 'not valid' END,
+            CASE WHEN n.connoinherit THEN 'no inherit' END)
+          FROM pg_constraint n WHERE n.conrelid = c.oid AND n.contype = 'n' AND n.conkey = ARRAY[a.attnum]),
         CASE WHEN a.attgenerated <> '' THEN 'generated (' || a.attgenerated::text || ')' END,
         CASE WHEN a.attidentity <> '' THEN 'identity (' || a.attidentity::text || ')' END,
         'default ' || pg_get_expr(d.adbin, d.adrelid),
@@ -65,10 +69,14 @@ _PARTS = (
     WHERE c.relnamespace = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f', 'c') AND a.attnum > 0
       AND NOT a.attisdropped
     """,
-    # PostgreSQL 18 has a constraint for each NOT NULL, too; the column tells that already.
+    # PostgreSQL 18 has a constraint for each NOT NULL, too; the column tells that already. Where something is
+    # cast to text, a dump writes the casts in other places.
     """
-    SELECT 'constraint', coalesce(c.relname, t.typname) || '.' || k.conname,
-      pg_get_constraintdef(k.oid, true)
+    SELECT 'constraint', quote_ident(coalesce(c.relname, t.typname)) || '.' || quote_ident(k.conname),
+      concat_ws(' ',
+        regexp_replace(pg_get_constraintdef(k.oid, true), '::(character varying|text)(\\[\\])?', '', 'g'),
+        'triggers ' || (SELECT string_agg(DISTINCT g.tgenabled::text, '') FROM pg_trigger g
+          WHERE g.tgconstraint = k.oid AND g.tgenabled <> 'O'))
     FROM pg_constraint k
     LEFT JOIN pg_class c ON c.oid = k.conrelid
     LEFT JOIN pg_type t ON t.oid = k.contypid
@@ -76,7 +84,10 @@ _PARTS = (
     """,
     """
     SELECT 'index', c.relname,
-      concat_ws(' ', pg_get_indexdef(i.indexrelid, 0, true), CASE WHEN NOT i.indisvalid THEN 'invalid' END,
+      concat_ws(' ',
+        regexp_replace(pg_get_indexdef(i.indexrelid, 0, true), '::(character varying|text)(\\[\\])?', '',
+          'g'),
+        CASE WHEN NOT i.indisvalid THEN 'invalid' END,
         CASE WHEN i.indisreplident THEN 'replica identity' END)
     FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
     WHERE c.relnamespace = $1
@@ -88,8 +99,11 @@ _PARTS = (
           FROM pg_enum e WHERE e.enumtypid = t.oid),
         CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END,
         CASE WHEN t.typtype = 'd' AND t.typnotnull THEN 'not null' END,
-        CASE WHEN t.typtype = 'd' THEN 'default ' || t.typdefault END,
-        (SELECT format_type(r.rngsubtype, NULL) FROM pg_range r WHERE r.rngtypid = t.oid))
+        CASE WHEN t.typtype = 'd' THEN 'default ' || coalesce(pg_get_expr(t.typdefaultbin, 0), t.typdefault)
+        END,
+        CASE WHEN t.typcollation <> 0 THEN 'collate ' || t.typcollation::regcollation::text END,
+        (SELECT format_type(r.rngsubtype, NULL) || ' ' || r.rngcollation
+          FROM pg_range r WHERE r.rngtypid = t.oid))
     FROM pg_type t
     WHERE t.typnamespace = $1 AND t.typtype IN ('e', 'd', 'r')
     """,
@@ -101,19 +115,26 @@ _PARTS = (
         'language ' || l.lanname, p.provolatile, p.proparallel,
         CASE WHEN p.proisstrict THEN 'strict' END, CASE WHEN p.prosecdef THEN 'security definer' END,
         CASE WHEN p.proleakproof THEN 'leakproof' END,
-        'set ' || array_to_string(p.proconfig, ', '),
+        'set ' || replace(
+          replace(array_to_string(p.proconfig, ', '), '"' || replace(s.nspname, '"', '""') || '"',
+            '(its own)'),
+          quote_ident(s.nspname), '(its own)'),
+        (SELECT concat_ws(' ', a.aggkind, a.aggtransfn::regproc, a.aggfinalfn::regproc,
+            a.aggcombinefn::regproc, format_type(a.aggtranstype, NULL),
+            'from ' || quote_literal(a.agginitval))
+          FROM pg_aggregate a WHERE a.aggfnoid = p.oid),
         'as ' || coalesce(pg_get_function_sqlbody(p.oid), p.prosrc))
-    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang
+    FROM pg_proc p JOIN pg_language l ON l.oid = p.prolang JOIN pg_namespace s ON s.oid = p.pronamespace
     WHERE p.pronamespace = $1
     """,
     """
-    SELECT 'trigger', c.relname || '.' || t.tgname,
+    SELECT 'trigger', quote_ident(c.relname) || '.' || quote_ident(t.tgname),
       pg_get_triggerdef(t.oid, true) || ' (' || t.tgenabled::text || ')'
     FROM pg_trigger t JOIN pg_class c ON c.oid = t.tgrelid
     WHERE c.relnamespace = $1 AND NOT t.tgisinternal
     """,
     """
-    SELECT 'policy', c.relname || '.' || p.polname,
+    SELECT 'policy', quote_ident(c.relname) || '.' || quote_ident(p.polname),
       concat_ws(' ',
         CASE WHEN p.polpermissive THEN 'permissive' ELSE 'restrictive' END, 'for ' || p.polcmd::text,
         'to ' || (SELECT string_agg(CASE r.oid WHEN 0 THEN 'public' ELSE r.oid::regrole::text END, ', '
@@ -125,7 +146,8 @@ _PARTS = (
     WHERE c.relnamespace = $1
     """,
     """
-    SELECT 'rule', c.relname || '.' || r.rulename, pg_get_ruledef(r.oid, true)
+    SELECT 'rule', quote_ident(c.relname) || '.' || quote_ident(r.rulename),
+      pg_get_ruledef(r.oid, true) || ' (' || r.ev_enabled::text || ')'
     FROM pg_rewrite r JOIN pg_class c ON c.oid = r.ev_class
     WHERE c.relnamespace = $1 AND r.rulename <> '_RETURN'
     """,
@@ -135,6 +157,23 @@ _PARTS = (
         || array_to_string(s.stxkind, '')
     FROM pg_statistic_ext s
     WHERE s.stxnamespace = $1
+    """,
+    """
+    SELECT 'operator',
+      concat(o.oprname, ' (', format_type(o.oprleft, NULL), ', ', format_type(o.oprright, NULL), ')'),
+      o.oprcode::regproc::text
+    FROM pg_operator o
+    WHERE o.oprnamespace = $1
+    """,
+    """
+    SELECT 'collation', c.collname, concat_ws(' ', c.collprovider, c.collisdeterministic, c.collcollate)
+    FROM pg_collation c
+    WHERE c.collnamespace = $1
+    """,
+    """
+    SELECT 'text search configuration', c.cfgname, c.cfgparser::text
+    FROM pg_ts_config c
+    WHERE c.cfgnamespace = $1
     """,
 )
 

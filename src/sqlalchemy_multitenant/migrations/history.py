@@ -31,6 +31,7 @@ from sqlalchemy.engine import Dialect
 from ..errors import MigrationError
 from .compile import compile_steps, make_environment
 from .environment import read_environment
+from .inside import everything_inside
 from .plan import Heads, MigrationPlan, Revision, Segment, SegmentKind, plan_versions
 
 ALEMBIC_LOCK = threading.RLock()
@@ -98,7 +99,7 @@ class History:
     def exists(self) -> bool:
         """Whether there is a folder with at least one revision."""
         versions = self.directory / "versions"
-        return versions.is_dir() and any(versions.glob("*.py"))
+        return versions.is_dir() and any(path.name != "__init__.py" for path in versions.glob("*.py"))
 
     @property
     def script(self) -> ScriptDirectory:
@@ -256,12 +257,14 @@ class History:
         *,
         is_downgrade: bool = False,
         leaves_transaction: bool = False,
+        is_unused: bool = False,
     ) -> None:
         """Let Alembic run one revision on the connection, in its transaction and search path. The version
         table is left alone.
 
         Args:
             leaves_transaction: the connection is in no transaction; Alembic begins, ends and begins them.
+            is_unused: nobody uses the schema yet: what asks to run outside of transactions is run inside.
 
         Raises:
             MigrationError: the revision raised; names it.
@@ -277,6 +280,9 @@ class History:
                     function = script.module.downgrade if is_downgrade else script.module.upgrade
                     if leaves_transaction:
                         with context.begin_transaction():
+                            function()
+                    elif is_unused:
+                        with everything_inside(connection, context):
                             function()
                     else:
                         function()
@@ -306,6 +312,20 @@ class History:
         if script is None:
             raise MigrationError(f"there is no {self.label} revision {revision!r} in {self.directory}")
         return script
+
+    def read_source(self, revision: str) -> str:
+        """The text of a revision's file.
+
+        Raises:
+            MigrationError: there is no such revision.
+        """
+        return Path(self.script_of(revision).path).read_text(encoding="utf-8")
+
+    @property
+    def environment_hash(self) -> str:
+        """Of an env.py in the folder: SHA-256, hexadecimal; empty where there is none."""
+        path = self.directory / "env.py"
+        return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
     def source(self, revision: str) -> SourceHash:
         """What a revision is now.

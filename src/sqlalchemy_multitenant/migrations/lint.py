@@ -19,7 +19,19 @@ from .squawk import run_squawk
 _IGNORE = re.compile(r"#\s*multitenant:\s*ignore\s+(?P<rules>[\w, -]+)")
 _QUALIFIER = re.compile(r'(?:"((?:[^"]|"")+)"|([A-Za-z_\x80-\uffff][\w$]*))\s*\.')
 _SCHEMA_KEYWORDS = ("schema", "source_schema", "referent_schema")
-_SETS_PATH = re.compile(r"^\s*SET\s+(?:LOCAL\s+|SESSION\s+)?search_path\b|\bset_config\s*\(", re.IGNORECASE)
+_SETS_PATH = re.compile(
+    r"\b(?:SET\s+(?:LOCAL\s+|SESSION\s+)?search_path\b(?!\s+FROM\s+CURRENT|\s*(?:=|TO)\s*(?:pg_catalog|''))"
+    r"|RESET\s+search_path\b|set_config\s*\()",
+    re.IGNORECASE,
+)
+# Where a relation or a function is named, and no column of a table or an alias.
+_NAMES_RELATION = re.compile(
+    r"\b(?:FROM|JOIN|INTO|UPDATE|TABLE|ONLY|REFERENCES|ON|EXISTS|VIEW|INDEX|SEQUENCE|FUNCTION|PROCEDURE|TYPE|CALL"
+    r"|TRUNCATE|DELETE)\s*$",
+    re.IGNORECASE,
+)
+_CALL = re.compile(r'\s*(?:"(?:[^"]|"")+"|[\w$]+)\s*\(')
+_REGCLASS = re.compile(r"'(\"?)(?P<schema>[^'.\"]+)\1\.[^']+'(?=\s*(?:::\s*reg|[,)]))", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,8 +159,12 @@ class _Names:
         sql = names_only(statement.sql)
         for match in _QUALIFIER.finditer(sql):
             name = match[1].replace('""', '"') if match[1] else match[2].lower()
-            if name in self._shared or self._is_tenants(name):
+            is_named = _NAMES_RELATION.search(sql, 0, match.start()) or _CALL.match(sql, match.end())
+            if name in self._shared or (is_named and self._is_tenants(name)):
                 yield self.finding(path, statement.line, name)
+        for match in _REGCLASS.finditer(statement.sql):
+            if match["schema"] in self._shared or self._is_tenants(match["schema"]):
+                yield self.finding(path, statement.line, match["schema"])
         if _SETS_PATH.search(sql):
             yield Finding(
                 path,

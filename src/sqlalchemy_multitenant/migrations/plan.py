@@ -154,10 +154,15 @@ class MigrationPlan:
         return hashlib.sha256(self.sql.encode()).hexdigest()
 
 
+def _closed(sql: str) -> str:
+    """A statement with its semicolon, which a comment at the end must not swallow."""
+    return f"{sql}\n;" if "--" in sql.rpartition("\n")[2] else f"{sql};"
+
+
 def _segment_text(segment: Segment) -> str:
     if segment.kind is SegmentKind.ONLINE:
         return f"-- revision {segment.revision} is run by Alembic on each connection: {segment.reason}\n"
-    body = "".join(f"{statement.sql};\n" for statement in segment.statements)
+    body = "".join(f"{_closed(statement.sql)}\n" for statement in segment.statements)
     return f"COMMIT;\n{body}BEGIN;\n" if segment.kind is SegmentKind.AUTOCOMMIT else body
 
 

@@ -49,7 +49,7 @@ def run_squawk(
     text, starts = "", []
     for statement in statements:
         starts.append(text.count("\n"))
-        text += f"{statement.sql};\n"
+        text += f"{statement.sql}\n;\n"  # the last line may be a comment
     with tempfile.TemporaryDirectory() as folder:
         # In a folder of its own, so that no configuration of somebody else's counts.
         file = Path(folder) / "revision.sql"

@@ -80,6 +80,9 @@ def verify_fleet(
                 if reader.read_hash(to.schema) == reference.hash:
                     return TenantVerification(to.name, to.schema)
                 differences = reference.catalogue.compare(reader.read(to.schema))
+                if not differences:
+                    problem = "its catalogue is another, and the difference has no name; please report this"
+                    return TenantVerification(to.name, to.schema, problem=problem)
                 return TenantVerification(to.name, to.schema, tuple(differences))
         except Exception as error:
             return TenantVerification(to.name, to.schema, problem=str(error).strip())

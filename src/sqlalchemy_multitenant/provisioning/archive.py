@@ -9,7 +9,7 @@ from sqlalchemy import URL, Connection, text
 
 from ..catalog.members import Member
 from ..config import TenantConfig
-from ..errors import ConfigurationError, ProvisioningError
+from ..errors import ConfigurationError, ProvisioningError, TenantBusyError
 from ..isolation.run import run_sql
 from ..naming import quote_ident
 from .pg_dump import DumpError, run_pg_dump
@@ -22,6 +22,7 @@ def write_archive(connection: Connection, config: TenantConfig, url: URL, member
     Raises:
         ConfigurationError: the file is there already, or cannot be written.
         ProvisioningError: pg_dump is not there, or failed; no file is left.
+        TenantBusyError: somebody waits for a table of it, so that pg_dump would wait, too.
     """
     tables = connection.scalars(
         text(
@@ -44,6 +45,8 @@ def write_archive(connection: Connection, config: TenantConfig, url: URL, member
         run_pg_dump(config, url, version, "--format=custom", f"--schema={schema}", f"--file={file}")
     except BaseException as error:
         file.unlink(missing_ok=True)
+        if isinstance(error, DumpError) and "LOCK TABLE" in str(error):
+            raise TenantBusyError(member.id, f"nothing was dropped, try again ({error})") from error
         if isinstance(error, DumpError):
             raise ProvisioningError(member.id, f"nothing was dropped: {error}") from error
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,23 @@ from ..migrations.plan import Destination, Heads, Timeouts
 from ..migrations.requirements import require_shared
 from ..naming import SchemaName
 from .models import plan_tables
+from .others import OtherTables
 from .recipe import Recipe
 from .snapshot import Snapshot, SnapshotError, take_snapshot
 
+logger = logging.getLogger("sqlalchemy_multitenant")
+
 _WORTH_A_SNAPSHOT = 3
 """How many tenants a process has to create for it to be quicker with a snapshot, which takes two of them."""
+
+
+# The schema is there already; a lock timeout, a cancelled statement, a serialization failure, a deadlock.
+_NO_FAULTS = frozenset({"42P06", "55P03", "57014", "40001", "40P01"})
+
+
+def _is_no_fault(error: DBAPIError) -> bool:
+    """Whether the revisions would have failed with the same error."""
+    return error.connection_invalidated or getattr(error.orig, "sqlstate", None) in _NO_FAULTS
 
 
 class SchemaBuilder:
@@ -66,19 +79,25 @@ class SchemaBuilder:
         """
         if not self._history.exists:
             self._refuse_lost_history(tenant)
-            return Recipe(None, self._history, tuple(plan_tables(self._config.schemas.tenant)))
+            statements = tuple(plan_tables(self._config.schemas.tenant))
+            return Recipe(None, self._history, statements, self._config.schemas.search_path())
         try:
             plan = self._history.plan_upgrade(())
             require_shared([plan], self._history, self._shared_history, self._read_shared_heads)
         except MigrationError as error:
             raise ProvisioningError(tenant, f"nothing was created: {error}") from error
-        return Recipe(plan, self._history)
+        return Recipe(plan, self._history, search_path=self._config.schemas.search_path())
 
     def prepare(self, recipe: Recipe, count: int = 1) -> None:
         """Before `count` schemas are made, outside of any transaction: see to a snapshot, where that pays."""
         with self._lock:
             self._made += count
+            if self._snapshot is not None and self._snapshot.is_old:
+                self._snapshot = None
             if self._made < _WORTH_A_SNAPSHOT or not recipe.is_slow or not self._may_have_snapshot:
+                return
+            if recipe.depends_on_circumstances:
+                self._may_have_snapshot = False
                 return
             if self._snapshot is None:
                 self._snapshot = take_snapshot(
@@ -97,18 +116,35 @@ class SchemaBuilder:
             DBAPIError: the server refuses, for example because there is such a schema.
         """
         snapshot = self._snapshot
-        if snapshot is None or not Snapshot.can_name(to.schema):
+        if snapshot is None or snapshot.is_old or not Snapshot.can_name(to.schema):
             recipe.make(connection, to, self._timeouts)
             return
         savepoint = connection.begin_nested()
         try:
             snapshot.make(connection, to, self._timeouts)
             savepoint.commit()
-        except (DBAPIError, SnapshotError):
+        except (DBAPIError, SnapshotError) as error:
+            if isinstance(error, DBAPIError) and _is_no_fault(error):
+                raise
             # The shared schema is not what it was, perhaps. The revisions decide.
+            logger.info("a snapshot of a new tenant is given up: %s", error)
             savepoint.rollback()
             self._snapshot, self._may_have_snapshot = None, False
             recipe.make(connection, to, self._timeouts)
+
+    def make_for_anybody(self, connection: Connection, recipe: Recipe, to: Destination) -> None:
+        """As `make`, of a schema that is kept for a tenant to come.
+
+        Raises:
+            MigrationError: a revision fails, or what it makes depends on something that may change.
+        """
+        others = OtherTables(connection, to.schema)
+        self.make(connection, recipe, to)
+        if recipe.depends_on_circumstances or others.were_touched():
+            raise MigrationError(
+                "no schema can be made ahead: the revisions read or write outside of it, or write the time "
+                "or the schema's name, which would be another for another tenant"
+            )
 
     def _read_shared_heads(self) -> Heads:
         name = SchemaName(self._config.schemas.shared_schema)

@@ -64,7 +64,14 @@ def run_pg_dump(config: TenantConfig, url: URL, server_version: int, *options: s
     password = parameters.pop("password", None)
     environment = {**os.environ, **({} if password is None else {"PGPASSWORD": str(password)})}
     done = subprocess.run(
-        [find_pg_dump(server_version), f"--dbname={make_conninfo(*args, **parameters)}", *options],
+        [
+            find_pg_dump(server_version),
+            f"--dbname={make_conninfo(*args, **parameters)}",
+            "--encoding=UTF8",
+            # Behind somebody who waits for us, it would wait for ever: the server sees no deadlock in that.
+            f"--lock-wait-timeout={max(round(config.migrations.lock_timeout_s * 1000), 1)}",
+            *options,
+        ],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

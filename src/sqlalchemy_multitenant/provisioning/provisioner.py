@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import psycopg
 from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
@@ -18,6 +19,7 @@ from ..catalog.members import Member, Membership
 from ..catalog.records import TenantRecord, TenantStatus
 from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
+from ..engines.pipeline import StatementError
 from ..errors import (
     ConfigurationError,
     InvalidTenantIdError,
@@ -40,7 +42,7 @@ from .builder import SchemaBuilder
 from .recipe import Recipe
 from .report import CreationReport
 from .seed import Seed, check_seed, run_seed
-from .spares import SpareStock, SpareStore, spare_name
+from .spares import SPARE_PREFIX, SpareStock, SpareStore, spare_name
 
 _DUPLICATE_SCHEMA, _UNIQUE_VIOLATION, _LOCK_NOT_AVAILABLE = "42P06", "23505", "55P03"
 
@@ -96,10 +98,7 @@ class Provisioner:
         """See `TenantManager.create_tenant`."""
         parsed = parse_tenant_id(tenant)
         name = self._schema(parsed, schema)
-        try:
-            json.dumps(dict(metadata or {}))
-        except (TypeError, ValueError) as error:
-            raise ConfigurationError("metadata", metadata, f"a dict that JSON can hold: {error}") from error
+        _check_metadata(metadata)
         check_seed(seed)
         recipe = self._prepare(parsed)
         return self._create(self.engine, parsed, name, recipe, metadata=metadata or {}, seed=seed)
@@ -194,7 +193,7 @@ class Provisioner:
                     run_sql(connection, settings_sql(path, Timeouts.of(self.config)))
                     run_seed(connection, seed, tenant)
                 return record
-        except MigrationError as error:
+        except (MigrationError, StatementError, psycopg.Error) as error:
             raise ProvisioningError(tenant, f"nothing was created: {error}") from error
         except DBAPIError as error:
             raise self._explain(error, tenant, schema) from error
@@ -209,6 +208,7 @@ class Provisioner:
                 "tenant", tenant, "`discover` lists the tenants here: let it return this id as well"
             )
         name = self._schema(parsed, schema)
+        _check_metadata(metadata)
         self._install()
         try:
             with self.engine.begin() as connection:
@@ -236,6 +236,12 @@ class Provisioner:
         if not isinstance(keep, int) or isinstance(keep, bool) or keep < 0:
             raise ConfigurationError("keep", keep, "a whole number, at least 0")
         recipe = self._prepare("a spare one")
+        # In a transaction that stays open: two of these at once would both make what is lacking.
+        with self.engine.begin() as turn:
+            turn.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": lock_key(SPARE_PREFIX)})
+            return self._keep_spares(recipe, keep)
+
+    def _keep_spares(self, recipe: Recipe, keep: int) -> SpareStock:
         with self.engine.begin() as connection:
             self._spares.install(connection)
         discarded = 0
@@ -256,7 +262,7 @@ class Provisioner:
         name = spare_name()
         to = Destination("a spare one", name, self.config.schemas.search_path(name))
         with self.engine.begin() as connection:
-            self._builder.make(connection, recipe, to)
+            self._builder.make_for_anybody(connection, recipe, to)
             self._spares.add(connection, name, recipe.key)
 
     def _discard_spare(self, recipe: Recipe, keep: int) -> bool:
@@ -322,10 +328,13 @@ class Provisioner:
             yield
             return
         self.set_status(member.id, TenantStatus.SUSPENDED)
+        since = self.get(member.id).updated_at
         try:
             yield
         except BaseException:
-            self.set_status(member.id, TenantStatus.ACTIVE)
+            # Unless somebody has suspended it in the meantime.
+            if self.get(member.id).updated_at == since:
+                self.set_status(member.id, TenantStatus.ACTIVE)
             raise
 
     def _member(self, tenant: str) -> Member:
@@ -391,3 +400,10 @@ class Provisioner:
             if not self.members.store.is_installed(connection):
                 raise TenantNotFoundError(parsed)
             self.members.store.set_status(connection, parsed, wanted)
+
+
+def _check_metadata(metadata: Mapping[str, Any] | None) -> None:
+    try:
+        json.dumps(dict(metadata or {}))
+    except (TypeError, ValueError) as error:
+        raise ConfigurationError("metadata", metadata, f"a dict that JSON can hold: {error}") from error

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from sqlalchemy import Connection
+import psycopg
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
@@ -31,7 +32,7 @@ def check_seed(seed: object) -> None:
             "seed", seed, "a callable that takes a Session, or the Path of a file of SQL"
         )
     try:
-        sql = seed.read_text(encoding="utf-8")
+        sql = seed.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError("seed", str(seed), f"it cannot be read: {error}") from error
     if command := find_transaction_control(sql):
@@ -42,21 +43,43 @@ def run_seed(connection: Connection, seed: Seed, tenant: str) -> None:
     """Run a seed in the connection's transaction, whose search path is the new tenant's.
 
     Raises:
-        ProvisioningError: it raised; nothing of the tenant is kept.
+        ProvisioningError: it raised; nothing of the tenant is kept, unless it has committed by itself.
     """
+    before = _transaction_id(connection)
     try:
-        if isinstance(seed, Path):
-            run_sql(connection, seed.read_text(encoding="utf-8"))
-            return
-        # As a savepoint: a commit() in it ends that alone.
-        with Session(connection, join_transaction_mode="create_savepoint") as session:
-            seed(session)
-            session.commit()
-    except DBAPIError as error:
-        raise ProvisioningError(
-            tenant, f"nothing was created: the seed failed: {str(error.orig).strip()}"
-        ) from error
+        _run(connection, seed)
     except Exception as error:
-        raise ProvisioningError(
-            tenant, f"nothing was created: the seed raised {type(error).__name__}: {error}"
-        ) from error
+        what = f"raised {type(error).__name__}: {error}"
+        if isinstance(error, DBAPIError):
+            what = f"failed: {str(error.orig).strip()}"
+        if _has_ended(connection, before):
+            raise ProvisioningError(tenant, f"{_ENDED}. It {what}") from error
+        raise ProvisioningError(tenant, f"nothing was created: the seed {what}") from error
+    if _has_ended(connection, before):
+        raise ProvisioningError(tenant, _ENDED)
+
+
+_ENDED = "its seed has ended the transaction by itself; what was created before that stays: drop the tenant"
+
+
+def _run(connection: Connection, seed: Seed) -> None:
+    if isinstance(seed, Path):
+        run_sql(connection, seed.read_text(encoding="utf-8-sig"))
+        return
+    # As a savepoint: a commit() in it ends that alone.
+    with Session(connection, join_transaction_mode="create_savepoint") as session:
+        seed(session)
+        session.commit()
+
+
+def _transaction_id(connection: Connection) -> object:
+    return connection.scalar(text("SELECT pg_current_xact_id_if_assigned()::text"))
+
+
+def _has_ended(connection: Connection, before: object) -> bool:
+    driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    status = driver.info.transaction_status
+    if status == psycopg.pq.TransactionStatus.INERROR:
+        return False
+    ended = not connection.in_transaction() or status != psycopg.pq.TransactionStatus.INTRANS
+    return ended or _transaction_id(connection) != before

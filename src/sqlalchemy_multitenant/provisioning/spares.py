@@ -98,21 +98,33 @@ def spare_name() -> SchemaName:
 
 
 def _refuse_own_name(connection: Connection, schema: SchemaName) -> None:
+    """Look for the random part of the name, since what is derived from the name holds it as well."""
+    token = schema.removeprefix(SPARE_PREFIX)
     with CatalogueReader.over(connection) as reader:
         objects = reader.read(schema).objects
     for (kind, name), definition in objects.items():
-        if schema in definition:
+        if token in name or token in definition:
             raise _cannot_rename(f"{kind} {name}")
+    settings = text(
+        "SELECT EXISTS (SELECT FROM pg_proc WHERE strpos(array_to_string(proconfig, ' '), :token) > 0)"
+    )
+    if connection.scalar(settings, {"token": token}):
+        raise _cannot_rename("the search path of a function")
+    comments = text("SELECT EXISTS (SELECT FROM pg_description WHERE strpos(description, :token) > 0)")
+    if connection.scalar(comments, {"token": token}):
+        raise _cannot_rename("a comment")
     tables = connection.scalars(
         text(
             "SELECT c.oid::regclass::text FROM pg_catalog.pg_class c "
-            "WHERE c.relnamespace = CAST(:schema AS regnamespace) AND c.relkind = 'r'"
+            "WHERE c.relnamespace = CAST(:schema AS regnamespace) AND c.relkind IN ('r', 'm')"
         ),
         {"schema": quote_ident(schema)},
     )
+    # Rows that a policy would hide are an error now.
+    run_sql(connection, "SET LOCAL row_security = off")
     for table in tables.all():
-        statement = text(f"SELECT EXISTS (SELECT FROM {table} AS t WHERE strpos(t::text, :name) > 0)")
-        if connection.scalar(statement, {"name": schema}):
+        statement = text(f"SELECT EXISTS (SELECT FROM {table} AS t WHERE strpos(t::text, :token) > 0)")
+        if connection.scalar(statement, {"token": token}):
             raise _cannot_rename(f"a row of {table}")
 
 
