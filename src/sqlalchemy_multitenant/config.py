@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import URL, MetaData, make_url
 from sqlalchemy.exc import ArgumentError
@@ -264,6 +264,20 @@ class Schemas:
         return frozenset(t.name for m in self.shared for t in m.tables.values())
 
 
+def _is_template(template: str) -> bool:
+    known = {
+        "rev": "",
+        "slug": "",
+        "epoch": 0,
+        **dict.fromkeys(("year", "month", "day", "hour", "minute", "second"), 0),
+    }
+    try:
+        name = template % known
+    except (KeyError, TypeError, ValueError):
+        return False
+    return "/" not in name and "\\" not in name
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Migrations:
     """Where the Alembic revisions are, and who the tenants are.
@@ -274,6 +288,10 @@ class Migrations:
             `Path(__file__).parent / "migrations/tenant"`.
         shared_dir: folder of the shared schema's history.
         version_table: name of Alembic's version table, one in each schema.
+        file_template: how the files of new revisions are named, as in an alembic.ini: with `%(rev)s`, and
+            `%(slug)s`, `%(year)d`, `%(month).2d`, `%(day).2d`, `%(hour).2d`, `%(minute).2d`, `%(second).2d`.
+        revision_ids: those of new revisions: `"number"` (0001, 0002), `"random"` (twelve digits, as Alembic
+            makes them), or `"auto"`: random where those in the folder are no numbers.
         discover: a callable that returns the ids of all tenants; it may take one argument, a
             SQLAlchemy `Connection` in the shared schema. None uses the catalog.
         lock_timeout_s: seconds a migration waits for a lock before it lets the traffic pass and
@@ -285,6 +303,8 @@ class Migrations:
     tenant_dir: str | Path = "migrations/tenant"
     shared_dir: str | Path = "migrations/shared"
     version_table: str = "alembic_version"
+    file_template: str = "%(rev)s_%(slug)s"
+    revision_ids: Literal["auto", "number", "random"] = "auto"
     discover: Callable[..., Iterable[str]] | None = None
     lock_timeout_s: float = 3.0
     statement_timeout_s: float | None = None
@@ -299,6 +319,15 @@ class Migrations:
             parse_schema_name(self.version_table)
         except ValueError as error:
             raise ConfigurationError("migrations.version_table", self.version_table, str(error)) from error
+        template, ids = self.file_template, self.revision_ids
+        _check(
+            isinstance(template, str) and "%(rev)s" in template and _is_template(template),
+            "migrations.file_template",
+            template,
+            "a name with %(rev)s, and %(slug)s, %(year)d and the like, as in an alembic.ini",
+        )
+        kinds = ("auto", "number", "random")
+        _check(ids in kinds, "migrations.revision_ids", ids, "'auto', 'number' or 'random'")
         _check(
             self.discover is None or callable(self.discover),
             "migrations.discover",

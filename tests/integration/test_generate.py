@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -30,6 +32,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB, TIMESTAMP, UUID
 
 from sqlalchemy_multitenant import (
+    ConfigurationError,
     Connection,
     MigrationError,
     Migrations,
@@ -263,3 +266,22 @@ def test_sql_may_be_written_by_hand(empty_url: URL, tmp_path: Path, db: Engine) 
         with Migrator(config) as migrator:
             assert migrator.rollback("a", steps=1).succeeded == 1
         assert manager.get_db("a").scalars(text("SELECT name FROM users")).all() == []
+
+
+def test_names_and_ids_are_the_projects_own(empty_url: URL, tmp_path: Path) -> None:
+    config = make_config(empty_url, tmp_path, MetaData(), None)
+    own = replace(config.migrations, file_template="%(year)d_%(slug)s-%(rev)s", revision_ids="random")
+    with Migrator(replace(config, migrations=own)) as migrator:
+        first, second = migrator.generate_sql("First things"), migrator.generate_sql("second")
+    assert re.fullmatch(r"20\d\d_first_things-[0-9a-f]{12}\.py", first.path.name)
+    assert second.revision != first.revision
+    numbered = replace(config.migrations, revision_ids="number")
+    with Migrator(replace(config, migrations=numbered)) as migrator:
+        assert migrator.generate_sql("third").path.name == "0001_third.py"
+    for wrong in (
+        {"file_template": "%(slug)s"},
+        {"file_template": "%(rev)s/%(x)s"},
+        {"revision_ids": "uuid"},
+    ):
+        with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+            replace(config.migrations, **wrong)  # type: ignore[arg-type]

@@ -5,10 +5,10 @@ Everything happens in one transaction that is rolled back, so no tenant is neede
 
 from __future__ import annotations
 
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -87,7 +87,7 @@ def generate(
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('multitenant generate'))"))
         try:
             scratch = Scratch(connection, Timeouts.of(config))
-            comparison = _Comparison(connection)
+            comparison = _Comparison(connection, config.migrations.revision_ids)
             scratch.build(shared_history, shared, shared_path)
             if kind in (None, SHARED) and schemas.shared:
                 models = [_without_schema(m, schemas.shared_schema) for m in schemas.shared]
@@ -116,7 +116,7 @@ def _parse_name(name: str) -> str:
     return parsed
 
 
-def generate_sql(history: History, name: str) -> GeneratedRevision:
+def generate_sql(history: History, name: str, ids: str) -> GeneratedRevision:
     """Write an empty revision for SQL.
 
     Raises:
@@ -124,10 +124,10 @@ def generate_sql(history: History, name: str) -> GeneratedRevision:
     """
     name = _parse_name(name)
     prepare_folder(history.directory)
-    revision, heads = next_id(history), history.heads()
+    revision, heads = next_id(history, ids), history.heads()
     down: str | tuple[str, ...] | None = heads if len(heads) > 1 else next(iter(heads), None)
-    slug = "_".join(re.findall(r"\w+", name.lower()))[:40] or "sql"
-    path = history.directory / "versions" / f"{revision}_{slug}.py"
+    now = datetime.now().astimezone()
+    path = history.script._rev_path(history.directory / "versions", revision, name, now)
     with path.open("x", encoding="utf-8") as file:
         file.write(
             SQL_TEMPLATE.format(
@@ -149,8 +149,8 @@ def _without_schema(metadata: MetaData, shared_schema: str) -> MetaData:
 class _Comparison:
     """What the models have, and a scratch schema lacks."""
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
+    def __init__(self, connection: Connection, ids: str) -> None:
+        self._connection, self._ids = connection, ids
 
     def compare(
         self, history: History, schema: SchemaName, models: Sequence[MetaData], name: str
@@ -180,7 +180,7 @@ class _Comparison:
             their_include = theirs.get("include_name")
             return their_include is None or bool(their_include(name, kind, parents))
 
-        context = _revision_context(history, name)
+        context = _revision_context(history, name, self._ids)
 
         def fn(heads: Any, migration: MigrationContext) -> Any:
             context.run_autogenerate(heads, migration)
@@ -247,7 +247,7 @@ class _ComparingImpl(PostgresqlImpl):
         return True
 
 
-def _revision_context(history: History, name: str) -> RevisionContext:
+def _revision_context(history: History, name: str, ids: str) -> RevisionContext:
     return RevisionContext(
         history.config,
         history.script,
@@ -259,18 +259,18 @@ def _revision_context(history: History, name: str) -> RevisionContext:
             "splice": False,
             "branch_label": None,
             "version_path": None,
-            "rev_id": next_id(history),
+            "rev_id": next_id(history, ids),
             "depends_on": None,
         },
     )
 
 
-def next_id(history: History) -> str:
+def next_id(history: History, ids_kind: str) -> str:
     """The id of the next revision: one more than the highest number among the existing ids, in four
-    digits; twelve random ones, as Alembic makes them, where none of the existing ids is a number."""
+    digits; or twelve random ones, as Alembic makes them. `ids_kind` is `migrations.revision_ids`."""
     ids = [revision.id for revision in history.revisions()]
     numbers = [int(revision) for revision in ids if revision.isdecimal()]
-    if ids and not numbers:
+    if ids_kind == "random" or (ids_kind == "auto" and ids and not numbers):
         return secrets.token_hex(6)
     return f"{max(numbers, default=0) + 1:04d}"
 

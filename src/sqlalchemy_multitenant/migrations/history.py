@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from alembic.config import Config
 from alembic.operations import Operations
@@ -28,6 +28,7 @@ from sqlalchemy import Connection
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.engine import Dialect
 
+from ..config import TenantConfig
 from ..errors import MigrationError
 from .compile import compile_steps, make_environment
 from .environment import read_environment
@@ -94,6 +95,17 @@ class History:
         self._script: ScriptDirectory | None = None
         self.options: Mapping[str, Any] = {}
         """What an env.py in the folder gives to `context.configure()`, once the folder was read."""
+
+    @classmethod
+    def of(
+        cls, config: TenantConfig, label: str, make_dialect: Callable[[], Dialect] = plain_dialect
+    ) -> Self:
+        """The history `"tenant"` or `"shared"` of a configuration."""
+        settings = config.migrations
+        folder = settings.shared_dir if label == "shared" else settings.tenant_dir
+        history = cls(Path(folder), settings.version_table, label, make_dialect)
+        history.config.set_main_option("file_template", settings.file_template.replace("%", "%%"))
+        return history
 
     @property
     def exists(self) -> bool:

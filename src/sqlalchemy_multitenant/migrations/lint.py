@@ -13,7 +13,6 @@ from ..config import TenantConfig
 from ..isolation.sqltext import names_only
 from .history import History
 from .plan import Revision, SegmentKind, Statement
-from .report import SHARED
 from .squawk import run_squawk
 
 _IGNORE = re.compile(r"#\s*multitenant:\s*ignore\s+(?P<rules>[\w, -]+)")
@@ -64,9 +63,7 @@ def lint(
     Raises:
         MigrationError: the revisions cannot be read, or there is no such revision.
     """
-    settings = config.migrations
-    folder = settings.shared_dir if kind == SHARED else settings.tenant_dir
-    history = History(Path(folder), settings.version_table, kind)
+    history = History.of(config, kind)
     if not history.exists:
         return
     start = () if since in (None, "base") else (history.resolve(str(since)),)

@@ -409,7 +409,8 @@ class Migrator(Project):
         Raises:
             MigrationError: there is no name, or an existing revision cannot be read.
         """
-        return generate_sql(self.shared_history if kind == SHARED else self.tenant_history, name)
+        history = self.shared_history if kind == SHARED else self.tenant_history
+        return generate_sql(history, name, self.config.migrations.revision_ids)
 
     # -- without doing it ---------------------------------------------------------------------------
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cached_property
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -31,10 +30,8 @@ class Project:
 
     def __init__(self, config: TenantConfig) -> None:
         self.config = config
-        settings = config.migrations
-        table, make_dialect = settings.version_table, lambda: self._dialect
-        self.tenant_history = History(Path(settings.tenant_dir), table, "tenant", make_dialect)
-        self.shared_history = History(Path(settings.shared_dir), table, SHARED, make_dialect)
+        self.tenant_history = History.of(config, "tenant", lambda: self._dialect)
+        self.shared_history = History.of(config, SHARED, lambda: self._dialect)
         self.members = Membership(config, lambda: self.engine)
         self.ledger = Ledger(config.schemas.shared_schema)
 

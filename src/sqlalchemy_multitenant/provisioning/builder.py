@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from sqlalchemy import URL, Connection, Engine
 from sqlalchemy.engine import Dialect
@@ -56,11 +55,8 @@ class SchemaBuilder:
         make_dialect: Callable[[], Dialect],
     ) -> None:
         self._config, self._url, self._members, self._get_engine = config, url, members, get_engine
-        settings = config.migrations
-        self._history = History(Path(settings.tenant_dir), settings.version_table, "tenant", make_dialect)
-        self._shared_history = History(
-            Path(settings.shared_dir), settings.version_table, "shared", make_dialect
-        )
+        self._history = History.of(config, "tenant", make_dialect)
+        self._shared_history = History.of(config, "shared", make_dialect)
         self._timeouts = Timeouts.of(config)
         self._lock = threading.Lock()
         self._made = 0
