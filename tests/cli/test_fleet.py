@@ -72,6 +72,7 @@ def test_a_dry_rollback_shows_the_sql_and_changes_nothing(migrated: Project) -> 
         (("--all", "--to", "0001", "--steps", "1"), "how far"),
         (("--all", "--tenant", "a", "--steps", "1"), "one of"),
         (("--all", "--steps", "0"), "steps"),
+        (("--all", "--to", ""), "--to is empty"),
     ],
     ids=str,
 )
@@ -85,6 +86,15 @@ def test_a_rollback_that_fails_for_one_says_so(migrated: Project) -> None:
     assert "2 taken back" in failed.out
     assert "failed b:" in failed.out
     assert migrated.at(*"abc") == {"a": "0001", "b": "0002", "c": "0001"}
+
+
+def test_a_tenant_at_an_unknown_revision_holds_up_nobody(migrated: Project) -> None:
+    migrated.do("UPDATE tenant_b.alembic_version SET version_num = '9999'")
+    (plan,) = migrated.run("rollback", "--all", "--to", "0001", "--dry-run", "--json").document
+    assert plan["tenants"] == ["a", "c"]
+    failed = migrated.run("rollback", "--all", "--to", "0001", "--yes", code=1)
+    assert "2 taken back" in failed.out
+    assert "failed b:" in failed.out
 
 
 def test_a_revision_that_cannot_be_taken_back_is_told_before_anything_runs(project: Project) -> None:
@@ -105,7 +115,7 @@ def test_the_shared_schema_goes_back_as_well(project: Project) -> None:
     assert "which all tenants use" in project.run(*back, answer="yes\n", code=1).err
     assert "add --yes" in project.run(*back, code=2).err
     assert "--to" in project.run("rollback", "--shared", "--steps", "1", code=2).err
-    assert "say whom" in project.run(*back, "--all", code=2).err
+    assert "choose tenants or --shared" in project.run(*back, "--all", code=2).err
     assert project.dump() == before
     assert "1 taken back" in project.run(*back, answer="shared\n").out
     assert project.columns("public", "plans") == {"id"}
@@ -140,6 +150,10 @@ def test_what_happened_is_still_there_tomorrow(project: Project) -> None:
     assert "99" in project.run("runs", "show", "99", code=1).err
 
     project.revision(3, "pass")
+    project.do("UPDATE tenant_a.alembic_version SET version_num = '0002'")
+    (plan,) = project.run("migrate", "--only-failed", "--dry-run", "--json").document
+    assert plan["tenants"] == ["b"]
+    project.do("UPDATE tenant_a.alembic_version SET version_num = '0003'")
     assert "0 migrated" in project.run("migrate", "--tenants", "a,c", "--only-failed").out
     assert "1 migrated" in project.run("migrate", "--only-failed").out
     assert project.at(*"abc") == dict.fromkeys("abc", "0003")
@@ -218,7 +232,7 @@ def test_what_is_pending_in_the_shared_schema_is_not_forgotten(project: Project)
 
 def test_tenants_are_created_from_a_file(project: Project) -> None:
     ids = project.folder / "ids.txt"
-    ids.write_text("# the first customers\nd\n\ne  # they pay\na\n")
+    ids.write_text("\ufeff# the first customers\nd\n\ne  # they pay\na\n")
     seed = project.folder / "seed.sql"
     seed.write_text("INSERT INTO users VALUES (7)")
     created = project.run("tenant", "create", "--ids-file", "ids.txt", "--seed", "seed.sql")
@@ -235,7 +249,7 @@ def test_tenants_are_created_from_a_file(project: Project) -> None:
 def test_wrong_creations(project: Project) -> None:
     before = project.dump()
     assert "say whom" in project.run("tenant", "create", code=2).err
-    assert "say whom" in project.run("tenant", "create", "--id", "d", "--ids-file", "-", code=2).err
+    assert "choose one" in project.run("tenant", "create", "--id", "d", "--ids-file", "-", code=2).err
     assert "add --id" in project.run("tenant", "create", "--ids-file", "-", "--schema", "x", code=2).err
     assert "cannot be read" in project.run("tenant", "create", "--ids-file", "gone", code=2).err
     assert "no id in it" in project.run("tenant", "create", "--ids-file", "-", answer="# none\n", code=2).err
@@ -260,6 +274,10 @@ def test_spares_are_made_and_used(project: Project) -> None:
     project.run("tenant", "create", "--id", "d")
     stock = project.run("spares", "--keep", "3", "--json").document
     assert stock == {"ready": 3, "made": 2, "discarded": 0}
+    ((name,), *_) = project.rows("SELECT schema_name FROM public.multitenant_spares")
+    project.do(f"DROP SCHEMA {name} CASCADE")
+    stock = project.run("spares", "--keep", "3", "--json").document
+    assert stock == {"ready": 3, "made": 1, "discarded": 1}
     assert project.run("spares", "--keep", "0", "--json").document["discarded"] == 3
     assert "keep" in project.run("spares", code=2).err
 
@@ -335,6 +353,22 @@ def test_a_log_gets_a_line_now_and_then(project: Project, monkeypatch: pytest.Mo
 
 
 # -- the rest ------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_is_full_is_one_line(project: Project) -> None:
+    with Path("/dev/full").open("w") as full:
+        for arguments in (["status"], ["status", "--json"]):
+            done = subprocess.run(
+                [COMMAND, *arguments],
+                cwd=project.folder,
+                env=project.environment,
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+            assert done.returncode == 1
+            assert done.stderr.splitlines() == ["error: [Errno 28] No space left on device"]
 
 
 def test_version(offline: Project) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from sqlalchemy import URL, Column, Engine, Integer, MetaData, String, Table, create_engine, text
+from sqlalchemy.exc import DBAPIError
 
 from sqlalchemy_multitenant import (
     ConfigurationError,
@@ -269,10 +270,39 @@ def test_options_of_the_online_branch_count(single: Path, config: TenantConfig, 
 def test_an_option_that_cannot_be_told_is_named(single: Path, config: TenantConfig) -> None:
     (single / "alembic/env.py").write_text(
         "from alembic import context\nif context.is_offline_mode():\n    context.configure(url='')\nelse:\n"
-        "    1 / 0\n    context.configure(include_object=lambda *_: False)\n"
+        "    mine = lambda *_: False\n    context.configure(include_object=mine, compare_type=True)\n"
     )
     with Migrator(config) as migrator, pytest.raises(MigrationError, match="include_object cannot be told"):
         migrator.tenant_history.heads()
+
+
+def test_reading_an_env_py_leaves_nothing_behind(
+    single: Path, config: TenantConfig, db: Engine, monkeypatch: pytest.MonkeyPatch, url: URL
+) -> None:
+    """The application's own modules are imported as they are, and its engine does not connect."""
+    shown = url.render_as_string(hide_password=False)
+    (single / "their_db.py").write_text(
+        "from sqlalchemy import create_engine, event\n"
+        f"engine = create_engine({shown!r})\nconnected = []\n"
+        "@event.listens_for(engine, 'connect')\ndef note(*_):\n    connected.append(1)\n"
+    )
+    env = ONLINE_ALONE.replace(
+        "engine = create_engine(url, poolclass=pool.NullPool)", "engine = their_db.engine"
+    )
+    operation = ENV[ENV.index("@Operations.reg") : ENV.index("def include_name")]
+    imports = "import their_db\nfrom alembic.operations import MigrateOperation, Operations\n"
+    (single / "alembic/env.py").write_text(imports + operation + env)
+    monkeypatch.syspath_prepend(single)
+    with Migrator(config) as migrator:
+        assert migrator.generate("nothing") == []
+    import their_db  # type: ignore[import-not-found]
+
+    assert their_db.connected == []
+    with their_db.engine.connect() as connection, pytest.raises(DBAPIError):
+        connection.execute(text("SELECT no_such_function()"))
+    assert their_db.connected == [1]
+    their_db.engine.dispose()
+    del sys.modules["their_db"]
 
 
 def test_discovery_adopts_by_itself(config: TenantConfig, db: Engine) -> None:

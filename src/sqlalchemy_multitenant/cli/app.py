@@ -66,6 +66,11 @@ def run(arguments: Sequence[str]) -> int:
         # The reader (head, less) went away; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+    except OSError as error:
+        # Where the output goes is full, say; the message of the error could not be written there, either.
+        sys.stderr.write(f"error: {error}\n")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 1
 
 
 def _open_standard_streams() -> None:

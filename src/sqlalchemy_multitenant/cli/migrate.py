@@ -69,7 +69,9 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
     chosen_options = RunOptions(**options)  # wrong ones are told before anything runs
     with Migrator(load_config(config)) as migrator:
         if dry_run:
-            plans = migrator.plan(ids if chosen else [], shared=shared, mark=mark_applied)
+            plans = migrator.plan(
+                ids if chosen else [], shared=shared, mark=mark_applied, only_failed=only_failed
+            )
             render_plans(plans, as_json=as_json)
             return
         members = migrator.find_members(ids, only_failed=only_failed) if chosen else []

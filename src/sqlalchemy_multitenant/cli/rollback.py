@@ -44,8 +44,12 @@ def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
     """Take tenants, or the shared schema, back to an earlier revision. Asks first."""
     ids = chosen_ids(everyone=everyone, tenants=tenants, tenant=tenant, as_json=as_json)
     chosen = everyone or ids is not None
-    if chosen == shared:
+    if chosen and shared:
+        fail("choose tenants or --shared; each is a rollback of its own", 2, as_json=as_json)
+    if not chosen and not shared:
         fail("say whom to take back: --all, --tenants a,b,c, --tenant a or --shared", 2, as_json=as_json)
+    if to == "":
+        fail("--to is empty: name a revision", 2, as_json=as_json)
     if (to is None) == (steps is None):
         fail("say how far to go back: --to REVISION or --steps N", 2, as_json=as_json)
     if shared and to is None:

@@ -21,7 +21,7 @@ STYLES = {"done": "green", "failed": "red", "stopped": "red", "lost": "red", "ru
 @reports_errors
 def runs(
     context: typer.Context,
-    limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=1_000_000, help="How many, newest first.")] = 20,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:

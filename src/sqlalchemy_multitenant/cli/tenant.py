@@ -50,7 +50,9 @@ def create(
     as_json: JsonOption = False,
 ) -> None:
     """Create a tenant, or many, with their schemas at the newest revision."""
-    if (tenant is None) == (ids_file is None):
+    if tenant is not None and ids_file is not None:
+        fail("choose one of --id and --ids-file", 2, as_json=as_json)
+    if tenant is None and ids_file is None:
         fail("say whom to create: --id acme, or --ids-file FILE", 2, as_json=as_json)
     if tenant is None and schema is not None:
         fail("--schema names the schema of one tenant: add --id", 2, as_json=as_json)
@@ -71,10 +73,10 @@ def create(
 
 def _read_ids(file: str) -> list[str]:
     try:
-        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8")
+        text = sys.stdin.read() if file == "-" else Path(file).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError("--ids-file", file, f"it cannot be read: {error}") from error
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
+    lines = (line.partition("#")[0].strip() for line in text.removeprefix("\ufeff").splitlines())
     ids = [line for line in lines if line]
     if not ids:
         raise ConfigurationError("--ids-file", file, "there is no id in it; write one a line")

@@ -319,6 +319,8 @@ class History:
         Raises:
             MigrationError: there is none.
         """
+        if not revision:
+            raise MigrationError("the name of the revision is empty")
         with self._translated():
             script = self.script.get_revision(revision)
         if script is None:

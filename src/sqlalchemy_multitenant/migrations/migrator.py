@@ -415,7 +415,12 @@ class Migrator(Project):
     # -- without doing it ---------------------------------------------------------------------------
 
     def plan(
-        self, tenants: Iterable[str] | None = None, *, shared: bool = False, mark: bool = False
+        self,
+        tenants: Iterable[str] | None = None,
+        *,
+        shared: bool = False,
+        mark: bool = False,
+        only_failed: bool = False,
     ) -> list[FleetPlan]:
         """What a run would do, without doing it: one entry for each distinct plan, with the tenants that
         would get it. A tenant without a schema gets none; `status` names it.
@@ -424,6 +429,7 @@ class Migrator(Project):
             tenants: their ids; None for all.
             shared: whether the shared schema comes first.
             mark: plan `mark_applied` instead of a migration.
+            only_failed: of these tenants, those whose last result was a failure.
 
         Raises:
             MigrationError: the revisions are wrong.
@@ -437,7 +443,8 @@ class Migrator(Project):
         if shared:
             plan = way(self.shared_history)(self._shared()[1])
             plans += [] if plan.is_empty else [FleetPlan(SHARED, plan, (SHARED,))]
-        ours = self._plans(self.find_members(tenants), lambda _start: way(self.tenant_history))
+        members = self.find_members(tenants, only_failed=only_failed)
+        ours = self._plans(members, lambda _start: way(self.tenant_history), mark=mark)
         if not shared and not mark:
             self._require_shared([plan.plan for plan in ours])
         return plans + ours
@@ -466,13 +473,19 @@ class Migrator(Project):
         plan = self.shared_history.plan_back_to(self._shared()[1], self.shared_history.resolve(to))
         return [] if plan.is_empty else [FleetPlan(SHARED, plan, (SHARED,))]
 
-    def _plans(self, members: Sequence[Member], way_of: Callable[[Heads], Way]) -> list[FleetPlan]:
+    def _plans(
+        self, members: Sequence[Member], way_of: Callable[[Heads], Way], *, mark: bool = False
+    ) -> list[FleetPlan]:
+        """Without those that nothing can be planned for: a run names them as failed, as `status` does."""
         heads = self._read_heads(members)
         groups: dict[Heads, list[str]] = {}
         for member in members:
             start = heads[member.schema]
             if start is not None:
                 groups.setdefault(start, []).append(member.id)
+        if not mark:
+            for start in [start for start in groups if self._standing(start, self.tenant_history)[2]]:
+                del groups[start]
         plans = [(way_of(start)(start), tuple(names)) for start, names in groups.items()]
         return [FleetPlan("tenant", plan, names) for plan, names in plans if not plan.is_empty]
 

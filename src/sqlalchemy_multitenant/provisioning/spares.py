@@ -14,6 +14,7 @@ from ..migrations.catalogue import CatalogueReader
 from ..naming import SchemaName, quote_ident
 
 SPARE_PREFIX = f"{OWN_PREFIX}spare_"
+_IS_THERE = "to_regnamespace(quote_ident(schema_name)) IS NOT NULL"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,7 @@ class SpareStore:
 
     def count(self, connection: Connection, recipe: str) -> int:
         """How many there are of this recipe."""
-        statement = text(f"SELECT count(*) FROM {self._table} WHERE recipe = :recipe")
+        statement = text(f"SELECT count(*) FROM {self._table} WHERE recipe = :recipe AND {_IS_THERE}")
         return int(connection.scalar(statement, {"recipe": recipe}) or 0)
 
     def add(self, connection: Connection, schema: SchemaName, recipe: str) -> None:
@@ -71,7 +72,7 @@ class SpareStore:
         found = connection.scalar(
             text(
                 f"DELETE FROM {self._table} WHERE schema_name = (SELECT schema_name FROM {self._table} "
-                "WHERE recipe = :recipe AND to_regnamespace(quote_ident(schema_name)) IS NOT NULL "
+                f"WHERE recipe = :recipe AND {_IS_THERE} "
                 "ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING schema_name"
             ),
             {"recipe": recipe},
@@ -83,7 +84,7 @@ class SpareStore:
         found = connection.scalar(
             text(
                 f"DELETE FROM {self._table} WHERE schema_name = (SELECT schema_name FROM {self._table} "
-                "WHERE recipe <> :recipe OR schema_name NOT IN (SELECT schema_name "
+                f"WHERE recipe <> :recipe OR NOT {_IS_THERE} OR schema_name NOT IN (SELECT schema_name "
                 f"FROM {self._table} WHERE recipe = :recipe ORDER BY created_at LIMIT :keep) "
                 "LIMIT 1 FOR UPDATE SKIP LOCKED) RETURNING schema_name"
             ),
