@@ -175,6 +175,25 @@ def test_an_unknown_revision_in_the_database_is_told(config: TenantConfig, write
             "session.execute(sa.text(\"INSERT INTO items (name) VALUES ('100%')\"))\nsession.flush()",
             True,
         ),
+        (
+            'with op.batch_alter_table("items") as batch:\n'
+            '    batch.add_column(sa.Column("extra", sa.Text))\n'
+            '    batch.alter_column("name", server_default="100%")\n'
+            'op.execute("INSERT INTO items DEFAULT VALUES")',
+            False,
+        ),
+        (
+            'op.create_table("more", sa.Column("mood", sa.Enum("happy", "100%", name="mood")))\n'
+            'mood = sa.Enum("happy", "100%", name="mood", create_type=False)\n'
+            'op.create_table("most", sa.Column("mood", mood))\n'
+            "op.execute(\"INSERT INTO items (name) VALUES ('100%'::mood)\")",
+            False,
+        ),
+        (
+            "from tests.integration.fleet import FIRST\n"
+            "op.execute(f\"INSERT INTO items (name) VALUES ('{len(FIRST) * 0 + 100}%')\")",
+            False,
+        ),
     ],
 )
 def test_what_alembic_allows_works(
@@ -226,6 +245,24 @@ def test_branches_and_merges(config: TenantConfig, write: Write, db: Engine) -> 
     with Migrator(config) as migrator:
         assert migrator.migrate_all().succeeded == 2
         assert {s.heads for s in migrator.status()} == {("m3",)}
+
+
+def test_a_branch_may_depend_on_another(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 2)
+    write("x1", None, "op.execute(\"UPDATE items SET name = name || 'x'\")")
+    write("0002", "0001", "op.execute(\"INSERT INTO items (name) VALUES ('a')\")")
+    path = next((Path(config.migrations.tenant_dir) / "versions").glob("x1*"))
+    path.write_text(
+        path.read_text().replace("down_revision = None", "down_revision = None\ndepends_on = '0002'")
+    )
+    with Migrator(config) as migrator:
+        assert migrator.migrate_all().succeeded == 2
+        assert migrator.migrate_all().skipped == 2
+    with TenantManager(config) as manager:
+        manager.create_tenant("new")
+    for name in ("t00", "t01", "new"):
+        assert rows(db, name, "SELECT name FROM items") == ["ax"]
 
 
 def test_two_migrators_at_once_do_nothing_twice(config: TenantConfig, write: Write, db: Engine) -> None:
