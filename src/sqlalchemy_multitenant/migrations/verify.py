@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Connection, Engine
 
 from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
@@ -72,19 +73,25 @@ def verify_fleet(
     """Compare each schema with its reference, over at most `concurrency` connections; one round trip for one
     that is as it should be."""
     engine = make_admin_engine(config, url, pool_size=max(min(concurrency, len(jobs)), 1), pre_ping=False)
+    # One for each worker, for as long as it lives: what takes time is to plan the query.
+    kept = threading.local()
+    opened: list[Connection] = []
 
     def check(job: tuple[Destination, Reference]) -> TenantVerification:
         to, reference = job
         try:
-            with engine.connect() as connection, CatalogueReader.over(connection) as reader:
-                if reader.read_hash(to.schema) == reference.hash:
-                    return TenantVerification(to.name, to.schema)
-                differences = reference.catalogue.compare(reader.read(to.schema))
-                if not differences:
-                    problem = "its catalogue is another, and the difference has no name; please report this"
-                    return TenantVerification(to.name, to.schema, problem=problem)
-                return TenantVerification(to.name, to.schema, tuple(differences))
+            if not hasattr(kept, "reader"):
+                kept.connection = engine.connect()
+                opened.append(kept.connection)
+                kept.reader = CatalogueReader(kept.connection.connection.driver_connection)
+            return _compare(kept.reader, to, reference)
         except Exception as error:
+            # Whatever it was, the next one begins with a connection that is all right.
+            if hasattr(kept, "reader"):
+                kept.connection.invalidate()
+                kept.connection.close()
+                opened.remove(kept.connection)
+                del kept.reader
             return TenantVerification(to.name, to.schema, problem=str(error).strip())
 
     found: dict[str, TenantVerification] = {}
@@ -93,5 +100,17 @@ def verify_fleet(
             found[result.tenant] = result
             on_checked(result.tenant)
     finally:
+        for connection in opened:
+            connection.close()
         engine.dispose()
     return found
+
+
+def _compare(reader: CatalogueReader, to: Destination, reference: Reference) -> TenantVerification:
+    if reader.read_hash(to.schema) == reference.hash:
+        return TenantVerification(to.name, to.schema)
+    differences = reference.catalogue.compare(reader.read(to.schema))
+    if not differences:
+        problem = "its catalogue is another, and the difference has no name; please report this"
+        return TenantVerification(to.name, to.schema, problem=problem)
+    return TenantVerification(to.name, to.schema, tuple(differences))
