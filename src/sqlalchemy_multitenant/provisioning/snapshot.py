@@ -104,21 +104,14 @@ def take_snapshot(config: TenantConfig, engine: Engine, url: URL, make: Make) ->
         if first.script.replace(first.name, second.name) != second.script:
             raise SnapshotError("two of them differ, each has to be made by the revisions")
         # A dump may make something else: it spells definitions its own way, and knows no default privileges.
+        name = _new_name()
+        trial = Destination("the reference", name, config.schemas.search_path(name))
         with engine.connect() as connection:
-            name = _new_name()
-            trial = Destination("the reference", name, config.schemas.search_path(name))
             try:
-                script = second.script.replace(second.name, name)
-                run_sql(connection, "SET LOCAL search_path TO ''; SET LOCAL check_function_bodies TO off")
-                run_sql(connection, script)
-                run_sql(connection, settings_sql(trial.search_path, Timeouts.of(config)))
-                if _privileges(connection, name) != first.privileges:
-                    raise SnapshotError("owners or privileges cannot be restored")
-                if _catalogue(connection, name) != first.catalogue:
-                    raise SnapshotError("a dump of it makes something else")
-                return first
+                first.make(connection, trial, Timeouts.of(config))
             finally:
                 connection.rollback()
+        return first
     except (MultitenantError, DBAPIError, psycopg.Error, StatementError) as error:
         logger.info("no snapshot of a new tenant: %s", error)
         return None
