@@ -239,10 +239,15 @@ class CatalogueReader:
         self._prepared: set[str] = set()
 
     @classmethod
+    def on(cls, connection: Connection) -> Self:
+        """One on the driver's connection below a connection of SQLAlchemy's."""
+        return cls(connection.connection.driver_connection)  # type: ignore[arg-type]
+
+    @classmethod
     @contextmanager
     def over(cls, connection: Connection) -> Iterator[Self]:
         """One on a connection of SQLAlchemy's, for a while."""
-        reader = cls(connection.connection.driver_connection)  # type: ignore[arg-type]
+        reader = cls.on(connection)
         try:
             yield reader
         finally:

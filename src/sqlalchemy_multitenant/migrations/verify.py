@@ -83,7 +83,7 @@ def verify_fleet(
             if not hasattr(kept, "reader"):
                 kept.connection = engine.connect()
                 opened.append(kept.connection)
-                kept.reader = CatalogueReader(kept.connection.connection.driver_connection)
+                kept.reader = CatalogueReader.on(kept.connection)
             return _compare(kept.reader, to, reference)
         except Exception as error:
             # Whatever it was, the next one begins with a connection that is all right.
