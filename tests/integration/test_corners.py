@@ -381,10 +381,8 @@ def test_progress_of_the_shared_schema(config: TenantConfig, tmp_path: Path, wri
     assert seen[-1][0] == "shared"
 
 
-def test_a_folder_with_a_package_file_alone_has_no_revisions(
-    config: TenantConfig, write: Write, folder: Path
-) -> None:
-    assert callable(write)
+@pytest.mark.usefixtures("write")
+def test_a_folder_with_a_package_file_alone_has_no_revisions(config: TenantConfig, folder: Path) -> None:
     (folder / "versions" / "__init__.py").write_text("")
     with TenantManager(config) as manager, pytest.raises(ProvisioningError, match="no revisions"):
         manager.create_tenant("a")

@@ -73,8 +73,7 @@ def test_help_costs_under_400_ms() -> None:
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # What others do on the machine only ever adds to it.
-    assert any(cost() < 0.4 for _ in range(10))
+    assert min(cost() for _ in range(5)) < 0.4
 
 
 @pytest.mark.parametrize("name", package.__all__)
