@@ -25,7 +25,7 @@ HEAVY = [
     "litestar",
     "psycopg",
     "quart",
-    "rich.progress",
+    "rich",
     "sqlalchemy",
     "starlette",
 ]

@@ -23,6 +23,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # Help in plain text: Rich's takes as long to load as all the rest of it.
+    rich_markup_mode=None,
 )
 
 

@@ -23,7 +23,7 @@ ConfigOption = Annotated[
     typer.Option(
         "--config",
         metavar="FILE_OR_MODULE[:ATTR]",
-        help="Where the TenantConfig is. Else $MULTITENANT_CONFIG, \\[tool.multitenant] in pyproject.toml, "
+        help="Where the TenantConfig is. Else $MULTITENANT_CONFIG, [tool.multitenant] in pyproject.toml, "
         "or ./tenant_config.py.",
         show_default=False,
     ),

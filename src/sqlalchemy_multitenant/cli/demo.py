@@ -7,7 +7,7 @@ from .common import JsonOption, print_json, reports_errors
 
 @reports_errors
 def demo(as_json: JsonOption = False) -> None:
-    """Show the whole product at work on an embedded PostgreSQL, in a few seconds."""
+    """Show the product at work on an embedded PostgreSQL, in seconds."""
     import io
 
     from rich.console import Console

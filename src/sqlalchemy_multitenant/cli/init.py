@@ -15,7 +15,10 @@ def init(
     directory: Annotated[Path, typer.Argument(help="The project's folder.")] = Path(),
     as_json: JsonOption = False,
 ) -> None:
-    """Scaffold tenant_config.py, models.py and the folders for migrations. Overwrites nothing."""
+    """Scaffold a project: its configuration, models and migrations.
+
+    Writes tenant_config.py, models.py and the folders for revisions; overwrites nothing.
+    """
     from rich.markup import escape
 
     from ..migrations.scaffold import scaffold

@@ -16,7 +16,7 @@ def spares(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make schemas ahead, so that creating a tenant takes but a few milliseconds.
+    """Make schemas ahead: a tenant is then created in milliseconds.
 
     For a job of its own: every few minutes, and after each deployment.
     """

@@ -6,7 +6,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from .common import JsonOption, console, parse_ids, print_json, reports_errors
 from .config_file import ConfigOption, load_config
@@ -92,6 +91,7 @@ def _verified_json(verified: TenantVerification) -> dict[str, Any]:
 
 
 def _render_verified(verified: list[TenantVerification]) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     out = console()
@@ -113,6 +113,7 @@ def render(
     shared: TenantMigrationStatus, found: list[TenantMigrationStatus], pending: list[tuple[str, int]]
 ) -> None:
     """The table, and below it what is pending."""
+    from rich.markup import escape
     from rich.table import Table
 
     out = console()
@@ -137,6 +138,8 @@ def render(
 
 
 def _cells(status: TenantMigrationStatus) -> tuple[str, ...]:
+    from rich.markup import escape
+
     state = STYLES[status.state] + (f" {escape(status.problem)}" if status.problem else "")
     suspended = " (suspended)" if status.suspended else ""
     numbers = (str(status.applied), str(len(status.pending)))

@@ -49,7 +49,7 @@ def create(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Create a tenant, or many, with their schemas at the newest revision."""
+    """Create a tenant, or many, at the newest revision."""
     if tenant is not None and ids_file is not None:
         fail("choose one of --id and --ids-file", 2, as_json=as_json)
     if tenant is None and ids_file is None:
@@ -208,7 +208,7 @@ def drop(
 @app.command()
 @reports_errors
 def suspend(tenant: IdOption, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Refuse everything for a tenant, in all processes, until it is activated."""
+    """Refuse everything for a tenant, in all processes."""
     _set_status(tenant, "suspended", config, as_json)
 
 
