@@ -57,9 +57,11 @@ def _may_use(usable: str | None, tenant: str, schema: str) -> None:
 class SharedSource:
     """The scope of the shared schema; it never changes."""
 
-    __slots__ = ("_scope", "lookup_sql")
+    __slots__ = ("_scope", "layout", "lookup_sql", "tenant")
 
     def __init__(self, layout: Layout) -> None:
+        self.tenant = None
+        self.layout = layout
         self._scope = plan_scope(layout.shared())
         self.lookup_sql = usable_sql(quote_literal(layout.shared_schema))
 
@@ -84,11 +86,11 @@ class SharedSource:
 class _TenantSource:
     """What the two kinds of tenant sources share: the scope that was found last."""
 
-    __slots__ = ("_layout", "_scope", "tenant")
+    __slots__ = ("_scope", "layout", "tenant")
 
     def __init__(self, layout: Layout, tenant: TenantId) -> None:
         self.tenant = tenant
-        self._layout = layout
+        self.layout = layout
         self._scope: Scope | None = None
 
     def current(self) -> Scope | None:
@@ -108,12 +110,12 @@ class CatalogSource(_TenantSource):
 
     @property
     def lookup_sql(self) -> str:
-        return lookup_sql(self._layout.shared_schema, self.tenant)
+        return lookup_sql(self.layout.shared_schema, self.tenant)
 
     def refresh(self, row: Sequence[str | None] | None) -> Scope:
         self._scope = None
         if row is None:
-            self._layout.naming.schema_for(self.tenant)  # raises for an id that no tenant can have by itself
+            self.layout.naming.schema_for(self.tenant)  # raises for an id that no tenant can have by itself
             raise TenantNotFoundError(self.tenant)
         status, schema, epoch, usable = row
         if status == TenantStatus.SUSPENDED:
@@ -127,8 +129,8 @@ class CatalogSource(_TenantSource):
         if usable is None:
             raise TenantNotFoundError(self.tenant, f"its schema {schema!r} is gone from the database")
         _may_use(usable, self.tenant, schema)
-        placement = self._layout.place(self.tenant, self._layout.naming.check(self.tenant, schema))
-        scope = plan_scope(placement, qualified(self._layout.shared_schema, epoch))
+        placement = self.layout.place(self.tenant, self.layout.naming.check(self.tenant, schema))
+        scope = plan_scope(placement, qualified(self.layout.shared_schema, epoch))
         self._scope = scope
         return scope
 
@@ -137,7 +139,7 @@ class CatalogSource(_TenantSource):
             return None
         return TenantNotFoundError(
             self.tenant,
-            f"schema {self._layout.shared_schema!r} has no catalog of tenants yet; create a tenant, or run "
+            f"schema {self.layout.shared_schema!r} has no catalog of tenants yet; create a tenant, or run "
             "`multitenant migrate --shared`",
         )
 
@@ -175,6 +177,6 @@ class DiscoveredSource(_TenantSource):
             raise TenantNotFoundError(self.tenant, "its schema was dropped and made again; try again")
         self._claims.check(self.tenant, self._schema)
         self._oid = oid
-        scope = plan_scope(self._layout.place(self.tenant, self._schema), oid=oid)
+        scope = plan_scope(self.layout.place(self.tenant, self._schema), oid=oid)
         self._scope = scope
         return scope

@@ -1,0 +1,1 @@
+"""Queries over tenant and shared tables, and over all tenants."""
