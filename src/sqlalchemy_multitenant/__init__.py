@@ -19,6 +19,13 @@ if TYPE_CHECKING:
     from .config import TenantConfig as TenantConfig
     from .context import CurrentTenant as CurrentTenant
     from .context import TenantContext as TenantContext
+    from .crossschema.aggregate import aggregate_all as aggregate_all
+    from .crossschema.all_tenants import for_all_tenants as for_all_tenants
+    from .crossschema.lookup import with_shared_lookup as with_shared_lookup
+    from .crossschema.optional import optional as optional
+    from .crossschema.query import AsyncCrossSchemaQuery as AsyncCrossSchemaQuery
+    from .crossschema.query import CrossSchemaQuery as CrossSchemaQuery
+    from .crossschema.raw import cross_schema_raw as cross_schema_raw
     from .database import TenantDb as TenantDb
     from .database_async import AsyncTenantDb as AsyncTenantDb
     from .errors import ConfigurationError as ConfigurationError
@@ -30,9 +37,12 @@ if TYPE_CHECKING:
     from .errors import ProvisioningError as ProvisioningError
     from .errors import TenantBusyError as TenantBusyError
     from .errors import TenantCollisionError as TenantCollisionError
+    from .errors import TenantError as TenantError
     from .errors import TenantExistsError as TenantExistsError
     from .errors import TenantNotFoundError as TenantNotFoundError
+    from .errors import TenantQueryError as TenantQueryError
     from .errors import TenantSuspendedError as TenantSuspendedError
+    from .events import CrossTenantQuery as CrossTenantQuery
     from .events import Hooks as Hooks
     from .events import MigrationHooks as MigrationHooks
     from .manager import TenantManager as TenantManager
@@ -50,6 +60,12 @@ _HOMES = {
     "catalog.records": ("TenantRecord", "TenantStatus"),
     "config": ("Connection", "Isolation", "Metrics", "Migrations", "Schemas", "TenantConfig"),
     "context": ("CurrentTenant", "TenantContext"),
+    "crossschema.aggregate": ("aggregate_all",),
+    "crossschema.all_tenants": ("for_all_tenants",),
+    "crossschema.lookup": ("with_shared_lookup",),
+    "crossschema.optional": ("optional",),
+    "crossschema.query": ("AsyncCrossSchemaQuery", "CrossSchemaQuery"),
+    "crossschema.raw": ("cross_schema_raw",),
     "database": ("TenantDb",),
     "database_async": ("AsyncTenantDb",),
     "errors": (
@@ -62,11 +78,13 @@ _HOMES = {
         "ProvisioningError",
         "TenantBusyError",
         "TenantCollisionError",
+        "TenantError",
         "TenantExistsError",
         "TenantNotFoundError",
+        "TenantQueryError",
         "TenantSuspendedError",
     ),
-    "events": ("Hooks", "MigrationHooks"),
+    "events": ("CrossTenantQuery", "Hooks", "MigrationHooks"),
     "manager": ("TenantManager",),
     "manager_async": ("AsyncTenantManager",),
     "migrations.catalogue": ("Difference",),
@@ -79,11 +97,14 @@ _HOMES = {
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AsyncCrossSchemaQuery",
     "AsyncTenantDb",
     "AsyncTenantManager",
     "ConfigurationError",
     "Connection",
     "CreationReport",
+    "CrossSchemaQuery",
+    "CrossTenantQuery",
     "CurrentTenant",
     "Difference",
     "Hooks",
@@ -106,14 +127,21 @@ __all__ = [
     "TenantConfig",
     "TenantContext",
     "TenantDb",
+    "TenantError",
     "TenantExistsError",
     "TenantManager",
     "TenantNotFoundError",
+    "TenantQueryError",
     "TenantRecord",
     "TenantStatus",
     "TenantSuspendedError",
     "TenantVerification",
     "__version__",
+    "aggregate_all",
+    "cross_schema_raw",
+    "for_all_tenants",
+    "optional",
+    "with_shared_lookup",
 ]
 
 

@@ -7,7 +7,6 @@ first engine is made.
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from sqlalchemy import URL, MetaData, make_url
 from sqlalchemy.exc import ArgumentError
 
+from .checks import check, is_count, is_finite, is_number
 from .errors import ConfigurationError
 from .events import Hooks, MigrationHooks
 from .naming import SchemaNaming, parse_schema_name
@@ -29,27 +29,10 @@ DRIVERS = {"postgresql": "psycopg", "postgres": "psycopg"}
 SUPPORTED_DRIVERS = ("psycopg", "asyncpg")
 
 
-def _check(ok: bool, name: str, value: object, reason: str) -> None:
-    if not ok:
-        raise ConfigurationError(name, value, reason)
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
-
-
-def _is_finite(value: object) -> bool:
-    return _is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
-
-
 def _check_flags(value: object, section: str, *names: str) -> None:
     for name in names:
         flag = getattr(value, name)
-        _check(isinstance(flag, bool), f"{section}.{name}", flag, "True or False")
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+        check(isinstance(flag, bool), f"{section}.{name}", flag, "True or False")
 
 
 def show_url(url: URL) -> str:
@@ -73,8 +56,8 @@ def parse_url(value: str | URL, name: str = "connection.url") -> URL:
     backend, _, driver = url.drivername.partition("+")
     driver = driver or DRIVERS.get(backend, "")
     shown = show_url(url)
-    _check(backend in DRIVERS, name, shown, "only PostgreSQL is supported: postgresql://...")
-    _check(
+    check(backend in DRIVERS, name, shown, "only PostgreSQL is supported: postgresql://...")
+    check(
         driver in SUPPORTED_DRIVERS,
         name,
         shown,
@@ -116,13 +99,13 @@ class Connection:
             object.__setattr__(self, "url", parse_url(self.url))
         name = self.embedded_database
         ok = isinstance(name, str) and re.fullmatch(r"[A-Za-z0-9_-]{1,63}", name) is not None
-        _check(ok, "connection.embedded_database", name, "1 to 63 ASCII letters, digits, '_' and '-'")
+        check(ok, "connection.embedded_database", name, "1 to 63 ASCII letters, digits, '_' and '-'")
         size, wait, idle = self.pool_size, self.pool_timeout_s, self.idle_timeout_s
-        _check(_is_count(size) and size >= 1, "connection.pool_size", size, "a whole number, at least 1")
-        _check(_is_finite(wait) and wait > 0, "connection.pool_timeout_s", wait, "seconds, more than 0")
-        _check(_is_number(idle) and idle > 0, "connection.idle_timeout_s", idle, "seconds, more than 0")
+        check(is_count(size) and size >= 1, "connection.pool_size", size, "a whole number, at least 1")
+        check(is_finite(wait) and wait > 0, "connection.pool_timeout_s", wait, "seconds, more than 0")
+        check(is_number(idle) and idle > 0, "connection.idle_timeout_s", idle, "seconds, more than 0")
         args = self.connect_args
-        _check(isinstance(args, Mapping), "connection.connect_args", args, "a dict")
+        check(isinstance(args, Mapping), "connection.connect_args", args, "a dict")
         object.__setattr__(self, "connect_args", dict(args))
         _check_flags(self, "connection", "pre_ping", "echo")
 
@@ -148,13 +131,13 @@ class Isolation:
     pool_ttl_s: float = 3600.0
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.strategy == "schema",
             "isolation.strategy",
             self.strategy,
             "this version supports 'schema'",
         )
-        _check(
+        check(
             isinstance(self.schema_name, str) or callable(self.schema_name),
             "isolation.schema_name",
             self.schema_name,
@@ -162,8 +145,8 @@ class Isolation:
         )
         _check_flags(self, "isolation", "pool_per_tenant")
         pools, ttl = self.max_pools, self.pool_ttl_s
-        _check(_is_count(pools) and pools >= 1, "isolation.max_pools", pools, "a whole number, at least 1")
-        _check(_is_number(ttl) and ttl > 0, "isolation.pool_ttl_s", ttl, "seconds, more than 0")
+        check(is_count(pools) and pools >= 1, "isolation.max_pools", pools, "a whole number, at least 1")
+        check(is_number(ttl) and ttl > 0, "isolation.pool_ttl_s", ttl, "seconds, more than 0")
 
 
 def _metadata_of(models: object, name: str) -> tuple[MetaData, ...]:
@@ -200,7 +183,7 @@ class Schemas:
             _metadata_of(self.tenant, "schemas.tenant"),
             _metadata_of(self.shared, "schemas.shared"),
         )
-        _check(
+        check(
             bool(tenant), "schemas.tenant", self.tenant, "a MetaData, a declarative base, or a list of them"
         )
         object.__setattr__(self, "tenant", tenant)
@@ -218,13 +201,13 @@ class Schemas:
             except ValueError as error:
                 raise ConfigurationError(label, schema, str(error)) from error
             own = schema.startswith("pg_") or schema == "information_schema"
-            _check(not own, label, schema, "PostgreSQL's own schemas are no place for data")
+            check(not own, label, schema, "PostgreSQL's own schemas are no place for data")
         self._check_tables()
 
     def _check_tables(self) -> None:
         for metadata in self.tenant:
             for table in metadata.tables.values():
-                _check(
+                check(
                     table.schema is None,
                     "schemas.tenant",
                     table.fullname,
@@ -233,9 +216,9 @@ class Schemas:
         for label, metadatas in (("schemas.tenant", self.tenant), ("schemas.shared", self.shared)):
             names = Counter(t.fullname for m in metadatas for t in m.tables.values())
             twice = [name for name, count in names.items() if count > 1]
-            _check(not twice, label, ", ".join(twice), "two of the MetaData have a table of this name")
+            check(not twice, label, ", ".join(twice), "two of the MetaData have a table of this name")
         both = sorted(self.tenant_tables & self.shared_tables)
-        _check(
+        check(
             not both,
             "schemas",
             ", ".join(both),
@@ -314,38 +297,38 @@ class Migrations:
         for name in ("tenant_dir", "shared_dir"):
             folder = getattr(self, name)
             ok = isinstance(folder, str | Path) and str(folder)
-            _check(bool(ok), f"migrations.{name}", folder, "a folder, as str or Path")
+            check(bool(ok), f"migrations.{name}", folder, "a folder, as str or Path")
         try:
             parse_schema_name(self.version_table)
         except ValueError as error:
             raise ConfigurationError("migrations.version_table", self.version_table, str(error)) from error
         template, ids = self.file_template, self.revision_ids
-        _check(
+        check(
             isinstance(template, str) and "%(rev)s" in template and _is_template(template),
             "migrations.file_template",
             template,
             "a name with %(rev)s, and %(slug)s, %(year)d and the like, as in an alembic.ini",
         )
         kinds = ("auto", "number", "random")
-        _check(ids in kinds, "migrations.revision_ids", ids, "'auto', 'number' or 'random'")
-        _check(
+        check(ids in kinds, "migrations.revision_ids", ids, "'auto', 'number' or 'random'")
+        check(
             self.discover is None or callable(self.discover),
             "migrations.discover",
             self.discover,
             "a callable that returns tenant ids",
         )
-        _check(
+        check(
             not inspect.iscoroutinefunction(self.discover),
             "migrations.discover",
             self.discover,
             "a plain function: it is given a Connection, and runs in a thread where needed",
         )
         hooks = self.hooks
-        _check(isinstance(hooks, MigrationHooks), "migrations.hooks", hooks, "a MigrationHooks(...)")
+        check(isinstance(hooks, MigrationHooks), "migrations.hooks", hooks, "a MigrationHooks(...)")
         lock, statement = self.lock_timeout_s, self.statement_timeout_s
-        _check(_is_finite(lock) and lock > 0, "migrations.lock_timeout_s", lock, "seconds, more than 0")
-        _check(
-            statement is None or (_is_finite(statement) and statement > 0),
+        check(is_finite(lock) and lock > 0, "migrations.lock_timeout_s", lock, "seconds, more than 0")
+        check(
+            statement is None or (is_finite(statement) and statement > 0),
             "migrations.statement_timeout_s",
             statement,
             "seconds, more than 0, or None",
@@ -362,7 +345,7 @@ class Metrics:
     def __post_init__(self) -> None:
         _check_flags(self, "metrics", "enabled")
         ok = isinstance(self.prefix, str) and re.fullmatch(r"[a-zA-Z_][a-zA-Z0-9_]*", self.prefix)
-        _check(bool(ok), "metrics.prefix", self.prefix, "letters, digits and '_', as in a metric's name")
+        check(bool(ok), "metrics.prefix", self.prefix, "letters, digits and '_', as in a metric's name")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -390,10 +373,10 @@ class TenantConfig:
             ("metrics", Metrics),
         ):
             value = getattr(self, name)
-            _check(isinstance(value, kind), name, value, f"a {kind.__name__}(...)")
+            check(isinstance(value, kind), name, value, f"a {kind.__name__}(...)")
         table = self.migrations.version_table
         taken = self.schemas.tenant_tables | self.schemas.shared_tables
-        _check(table not in taken, "migrations.version_table", table, "a model has a table of this name")
+        check(table not in taken, "migrations.version_table", table, "a model has a table of this name")
         _ = self.naming  # checks the template
 
     @cached_property

@@ -127,6 +127,12 @@ class ProvisioningError(TenantError, RuntimeError):
     default_reason = "could not be provisioned"
 
 
+class TenantQueryError(TenantError, RuntimeError):
+    """A query over many tenants failed for this one; the database's own error is its `__cause__`."""
+
+    default_reason = "the query failed"
+
+
 class MigrationError(MultitenantError, RuntimeError):
     """Migrations are wrong in themselves, or failed for a tenant.
 

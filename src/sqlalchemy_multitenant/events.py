@@ -17,8 +17,26 @@ def _nothing(*_: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CrossTenantQuery:
+    """What is asked of many tenants, before it is.
+
+    Attributes:
+        asked_by: who asks, as the caller says.
+        sql: the statement, as for one tenant, without the values of its parameters.
+        tenants: whom it is put to.
+        read_only: whether it can change nothing.
+    """
+
+    asked_by: str | None
+    sql: str
+    tenants: tuple[str, ...]
+    read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hooks:
-    """Callables for observability. What they raise is logged, and never reaches a request.
+    """Callables for observability and audit. What they raise is logged, and never reaches a request, but for
+    `on_cross_tenant_query`.
 
     Attributes:
         on_pool_created: called with the pool's name when it opens its first connection: the
@@ -27,14 +45,17 @@ class Hooks:
             `max_pools` was reached or it was idle for too long.
         on_error: called with (tenant id or None, error) when a statement fails in the database or
             a connection is lost. The error goes on to the caller all the same.
+        on_cross_tenant_query: called with a `CrossTenantQuery` before many tenants are asked at once. What it
+            raises goes to the caller, and nothing is asked: what cannot be recorded does not happen.
     """
 
     on_pool_created: Callable[[str], object] = _nothing
     on_pool_evicted: Callable[[str], object] = _nothing
     on_error: Callable[[str | None, BaseException], object] = _nothing
+    on_cross_tenant_query: Callable[[CrossTenantQuery], object] = _nothing
 
     def __post_init__(self) -> None:
-        for name in ("on_pool_created", "on_pool_evicted", "on_error"):
+        for name in ("on_pool_created", "on_pool_evicted", "on_error", "on_cross_tenant_query"):
             if not callable(hook := getattr(self, name)):
                 raise ConfigurationError(f"hooks.{name}", hook, "a callable")
 

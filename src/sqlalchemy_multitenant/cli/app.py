@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from . import demo, generate, init, lint, migrate, rollback, runs, spares, status, tenant
+from . import demo, generate, init, lint, migrate, query, rollback, runs, spares, status, tenant
 from .common import print_json
 
 app = typer.Typer(
@@ -52,6 +52,7 @@ app.command("migrate")(migrate.migrate)
 app.command("status")(status.status)
 app.command("rollback")(rollback.rollback)
 app.command("lint")(lint.lint)
+app.command("query")(query.query)
 app.command("spares")(spares.spares)
 app.add_typer(runs.app, name="runs")
 app.add_typer(tenant.app, name="tenant")

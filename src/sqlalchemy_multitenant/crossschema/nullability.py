@@ -6,15 +6,15 @@ What a column may hold by itself is the business of its type (`Mapped[str | None
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import singledispatch
 from typing import Any
 
 from sqlalchemy import FromClause, Select
-from sqlalchemy.sql import elements, functions, operators, visitors
-from sqlalchemy.sql.selectable import Exists, ScalarSelect
+from sqlalchemy.sql import elements, functions, operators
+from sqlalchemy.sql.selectable import Exists, ScalarSelect, SelectBase
 
 
 class Null(Enum):
@@ -80,7 +80,7 @@ _NEVER_NULL = frozenset({
 @singledispatch
 def _judge(expression: Any, sides: Sides) -> Null:
     """Of a kind that is not known here: NULL where it holds something that may be."""
-    columns = [part for part in visitors.iterate(expression) if isinstance(part, elements.ColumnClause)]
+    columns = [part for part in parts_of(expression) if isinstance(part, elements.ColumnClause)]
     return Null.PERHAPS if sides.judge_all(columns) is Null.PERHAPS else Null.UNKNOWN
 
 
@@ -194,6 +194,25 @@ def _(window: elements.Over, sides: Sides) -> Null:  # type: ignore[type-arg]
     """Its rows are those of a window, which has at least the current one, unless its frame leaves it out."""
     inner = Sides(sides.optional, grouped=None)
     return inner.judge(window.element)
+
+
+def parts_of(expression: Any) -> Iterator[Any]:
+    """`expression` and what it is made of, but for what is in a subquery."""
+    if not isinstance(expression, ScalarSelect | Exists | SelectBase):
+        yield expression
+        for child in expression.get_children():
+            yield from parts_of(child)
+
+
+def has_aggregate(expression: Any) -> bool:
+    """Whether an aggregate function in it makes one row of many; over a window it makes none."""
+    parts = list(parts_of(expression))
+    windows = [part for part in parts if isinstance(part, elements.Over)]
+    return not windows and any(
+        isinstance(part, functions.FunctionElement)
+        and str(getattr(part, "name", "")).lower() in (*_AGGREGATES, "count")
+        for part in parts
+    )
 
 
 def _unlabelled(column: Any) -> Any:

@@ -24,14 +24,13 @@ from sqlalchemy import (
 from sqlalchemy.orm import join as orm_join
 from sqlalchemy.orm.util import AliasedClass
 from sqlalchemy.sql import elements, visitors
-from sqlalchemy.sql.selectable import Exists, ScalarSelect, SelectBase
 
 from ..config import Schemas
 from ..database import TenantDb
 from ..database_async import AsyncTenantDb
 from ..errors import ConfigurationError
 from .handles import check_pair
-from .nullability import Null, Sides
+from .nullability import Null, Sides, parts_of
 from .optional import Entity, Optional
 
 T0 = TypeVar("T0")
@@ -165,7 +164,7 @@ class _Parts:
         expression = getattr(entity, "expression", entity)
         if not isinstance(expression, elements.ColumnElement):
             raise ConfigurationError("select", _name(entity), "a column, an expression, or a mapped class")
-        self._check_present(frozenset(c.table for c in _columns(expression) if c.table is not None), entity)
+        self._check_present(_tables(expression), entity)
         return sides.judge(expression)
 
     def _check_present(self, tables: frozenset[FromClause], entity: Any) -> None:
@@ -205,13 +204,10 @@ def _leaves(selectable: FromClause) -> Iterator[FromClause]:
         yield selectable
 
 
-def _columns(expression: Any) -> Iterator[Any]:
-    """The columns that `expression` takes from the query itself, and not from a subquery within."""
-    if isinstance(expression, elements.ColumnClause):
-        yield expression
-    elif not isinstance(expression, ScalarSelect | Exists | SelectBase):
-        for child in expression.get_children():
-            yield from _columns(child)
+def _tables(expression: Any) -> frozenset[FromClause]:
+    """Those whose columns `expression` has, and not a subquery in it."""
+    columns = (part for part in parts_of(expression) if isinstance(part, elements.ColumnClause))
+    return frozenset(column.table for column in columns if column.table is not None)
 
 
 def _name(thing: Any) -> str:

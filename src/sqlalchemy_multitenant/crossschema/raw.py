@@ -104,6 +104,11 @@ def _fetch(connection: Connection, template: RawSql, rows: RowClass[Any] | None)
     return [rows.make(dict(zip(columns, row, strict=True))) for row in result]
 
 
+def verbatim(sql: str) -> TextClause:
+    """SQL as it is: a colon in it begins no parameter."""
+    return text(sql.replace(":", r"\:"))
+
+
 class RawSql:
     """SQL by hand, with places for schemas and parameters."""
 
