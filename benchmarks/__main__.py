@@ -1,4 +1,4 @@
-"""`python -m benchmarks [reads|checks|fleet|history|all] [--rounds N] [--tenants N] [--json FILE]`"""
+"""`python -m benchmarks [reads|checks|fleet|history|questions|all] [--rounds N] [--tenants N] [--json F]`"""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import URL
 
-from . import checks, fleet, history, reads
+from . import checks, fleet, history, questions, reads
 from .database import connect, own_database, populate, server_url
 from .report import Report, as_json, show
 
-KINDS = ("reads", "checks", "fleet", "history", "all")
+KINDS = ("reads", "checks", "fleet", "history", "questions", "all")
 _console = Console()
 _progress = Console(stderr=True, style="dim")
 
@@ -40,7 +40,7 @@ def _count(value: str) -> int:
 
 def _measure(server: URL, options: argparse.Namespace, folder: Path) -> Iterator[Report]:
     say = _progress.print
-    if options.kind not in ("fleet", "history"):
+    if options.kind in ("reads", "checks", "all"):
         with own_database(server) as url:
             world = populate(url, folder / "world", say)
             if options.kind in ("reads", "all"):
@@ -51,6 +51,8 @@ def _measure(server: URL, options: argparse.Namespace, folder: Path) -> Iterator
         yield from fleet.run(server, folder, options.rounds, options.tenants, say)
     if options.kind in ("history", "all"):
         yield from history.run(server, folder, options.rounds, say)
+    if options.kind in ("questions", "all"):
+        yield from questions.run(server, folder, options.rounds, say)
 
 
 def main() -> None:

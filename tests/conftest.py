@@ -127,10 +127,10 @@ def make_config(url: URL) -> MakeConfig:
     def make(**options: object) -> TenantConfig:
         pool = {key: options.pop(key) for key in list(options) if key in Connection.__dataclass_fields__}
         isolation = {key: options.pop(key) for key in list(options) if key in Isolation.__dataclass_fields__}
+        options.setdefault("schemas", Schemas(tenant=TenantBase, shared=SharedBase))
         return TenantConfig(
             connection=Connection(**{"url": url, **pool}),  # type: ignore[arg-type]
             isolation=Isolation(**isolation),  # type: ignore[arg-type]
-            schemas=Schemas(tenant=TenantBase, shared=SharedBase),
             **options,  # type: ignore[arg-type]
         )
 

@@ -19,6 +19,7 @@ ALL = [
     errors.TenantSuspendedError("a"),
     errors.TenantBusyError("a"),
     errors.ProvisioningError("a", "disk full"),
+    errors.TenantQueryError("a", "no such column"),
     errors.MigrationError("bad column", "a", "0003"),
 ]
 

@@ -57,8 +57,7 @@ class Membership:
                 return [Member(tenant, self._config.naming.schema_for(tenant)) for tenant in ids]
             if not self.store.is_installed(connection):
                 return []
-            records = self.store.list(connection)
-            return [Member(r.id, r.schema, r.status) for r in records if r.schema is not None]
+            return [Member(*found) for found in self.store.schemas(connection)]
         finally:
             connection.rollback()
 

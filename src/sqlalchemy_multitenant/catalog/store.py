@@ -70,6 +70,16 @@ class CatalogStore:
         )
         return [_record(row) for row in rows]
 
+    def schemas(self, connection: Connection) -> Sequence[tuple[TenantId, SchemaName, TenantStatus]]:
+        """Of each tenant but dropped ones the id, the schema and the status, by id."""
+        rows = connection.execute(
+            text(
+                f"SELECT id, schema_name, status FROM {self._table} "
+                "WHERE status <> 'dropped' AND schema_name IS NOT NULL ORDER BY id COLLATE \"C\""
+            )
+        )
+        return [(TenantId(row[0]), SchemaName(row[1]), TenantStatus(row[2])) for row in rows]
+
     def add(
         self, connection: Connection, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]
     ) -> TenantRecord:

@@ -6,6 +6,7 @@ with what the statement before it found, which travels as one JSON document; the
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVarTuple, Unpack, cast, overload
@@ -21,11 +22,13 @@ from sqlalchemy import (
     Text,
     bindparam,
     func,
+    literal,
     select,
     type_coerce,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.dialects.postgresql.ext import DistinctOnClause
 from sqlalchemy.sql import elements, functions, operators, visitors
 from sqlalchemy.types import NullType, TypeEngine
 
@@ -80,7 +83,7 @@ def aggregate_all(
 def _total(manager: TenantManager, asked: Asked, total: Total) -> list[Any]:
     so_far = "[]"
     work = total.work()
-    work.begin(*asked.choose(manager.list_tenants()))
+    work.begin(*asked.choose(manager._provisioner.list_members()))
     while units := work.take():
         try:
             with manager.get_shared_db().connect(asked.modes) as connection:
@@ -97,7 +100,7 @@ def _total(manager: TenantManager, asked: Asked, total: Total) -> list[Any]:
 async def _total_async(manager: AsyncTenantManager, asked: Asked, total: Total) -> list[Any]:
     so_far = "[]"
     work = total.work()
-    work.begin(*asked.choose(await manager.list_tenants()))
+    work.begin(*asked.choose(await asyncio.to_thread(manager._provisioner.list_members)))
     while units := work.take():
         try:
             async with manager.get_shared_db().connect(asked.modes) as connection:
@@ -156,17 +159,19 @@ class Total:
         """
         if question.together is None:
             raise _refused(statement, "it can only be asked of one tenant at a time: use for_all_tenants()")
-        columns = tuple(_column(column) for column in statement.selected_columns)
+        columns = tuple(map(_column, statement.selected_columns))
         is_merged = bool(any(c.merge for c in columns) or statement._group_by_clauses or statement._distinct)
         if statement._having_criteria:
             raise _refused(statement, "HAVING is of each tenant's groups; filter the rows that come back")
-        if statement._distinct_on:
+        if statement._distinct_on or any(
+            isinstance(p, DistinctOnClause) for p in visitors.iterate(statement)
+        ):
             raise _refused(statement, "DISTINCT ON cannot be put together; group by the columns")
         if not is_merged and statement._limit is None:
             raise _refused(statement, "it has neither an aggregate nor a LIMIT: use for_all_tenants()")
-        selected = [_unlabelled(column) for column in statement.selected_columns]
+        selected = [_unlabelled(own) for own in statement.selected_columns]
         for clause in statement._group_by_clauses:
-            if not any(_unlabelled(clause).compare(column) for column in selected):
+            if not any(_unlabelled(clause).compare(own) for own in selected):
                 raise _refused(clause, "rows are grouped by it; select it, too")
         parts = [part.label(f"p{at}") for at, part in enumerate(p for c in columns for p in c.parts)]
         one = statement.with_only_columns(*parts).offset(None)
@@ -178,7 +183,9 @@ class Total:
         if partial is None:  # what the whole passed, its parts pass
             raise AssertionError(one)
         stored = tuple(_stored(part, column) for column in columns for part in column.parts)
-        return cls(statement, columns, is_merged, replace(partial, types=stored), question)
+        total = cls(statement, columns, is_merged, replace(partial, types=stored), question)
+        total._order([literal(None)] * len(columns))  # refuses what it cannot order by
+        return total
 
     def work(self) -> Work:
         """What is to be asked."""
@@ -188,7 +195,9 @@ class Total:
         """What was found so far, together with the answers of `unit`: JSON."""
         self.question.enter(connection)
         rows = self._merged(unit).subquery("q")
-        document = func.coalesce(func.jsonb_agg(func.to_jsonb(rows.table_valued())), sql_cast("[]", JSONB))
+        document = func.coalesce(
+            func.jsonb_agg(func.to_jsonb(rows.table_valued())), sql_cast(literal("[]", Text()), JSONB)
+        )
         found = connection.execute(
             select(sql_cast(document, Text)), {**self.question.params, "so_far": so_far}
         ).scalar_one()
@@ -259,9 +268,14 @@ def _refused(what: Any, reason: str) -> ConfigurationError:
 
 
 def _unlabelled(element: Any) -> Any:
-    while isinstance(element, elements.Label | elements._label_reference):
-        element = element.element
-    return element
+    """What is behind labels, and the lists of one that SQLAlchemy makes of a function in GROUP BY."""
+    while True:
+        if isinstance(element, elements.Label | elements._label_reference):
+            element = element.element
+        elif isinstance(element, elements.ClauseList) and len(element.clauses) == 1:
+            (element,) = element.clauses
+        else:
+            return element
 
 
 def _check_order(type_: TypeEngine[Any], what: Any) -> None:
@@ -299,7 +313,7 @@ def _column(column: Any) -> _Column:
             name,
             type_ if isinstance(column.type, NullType) else column.type,
             (part(func.sum), part(func.count)),
-            func.sum,
+            _SUM,
             lambda total, count: sql_cast(total, type_) / func.nullif(sql_cast(count, type_), 0),
         )
     merge, combine = _MERGES.get(kind, (None, _itself))
@@ -320,12 +334,14 @@ def _number(value: Any) -> Any:
     return sql_cast(func.coalesce(value, 0), BigInteger)
 
 
+_SUM = func.sum
+
 _MERGES: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
-    "avg": (func.sum, _itself),
-    "count": (func.sum, _number),
+    "avg": (_SUM, _itself),
+    "count": (_SUM, _number),
     "max": (func.max, _itself),
     "min": (func.min, _itself),
-    "sum": (func.sum, _itself),
+    "sum": (_SUM, _itself),
 }
 """How the answers to an aggregate are merged, and what becomes of the result."""
 
@@ -333,7 +349,7 @@ _MERGES: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
 def _stored(part: Any, column: _Column) -> TypeEngine[Any]:
     """The type of a part in the document of what was found so far: a sum of whole numbers may be too large
     for the type of what is added."""
-    if column.merge is func.sum and isinstance(part.type, Integer):
+    if column.merge is _SUM and isinstance(part.type, Integer):
         return Numeric()
     if isinstance(part.type, NullType):
         raise _refused(part, "its type is not known; say it: type_coerce(..., String)")

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Executable
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
-from ..catalog.records import TenantRecord, TenantStatus
+from ..catalog.members import Member
+from ..catalog.records import TenantStatus
 from ..checks import check, is_count, is_number
 from ..errors import ConfigurationError, TenantError
 from ..events import CrossTenantQuery
@@ -204,11 +205,11 @@ class Asked:
         )
         self._hook = manager.config.hooks.on_cross_tenant_query
 
-    def choose(self, records: Iterable[TenantRecord]) -> tuple[list[TenantRecord], list[TenantError]]:
+    def choose(self, members: Iterable[Member]) -> tuple[list[Member], list[TenantError]]:
         """Whom to ask, and who cannot be asked; has the audit told."""
-        chosen, errors = choose(list(records), self.tenants, self.status)
+        chosen, errors = choose(list(members), self.tenants, self.status)
         sql = str(self.question.statement.compile(dialect=postgresql.dialect()))  # type: ignore[attr-defined]
-        ids = tuple(record.id for record in chosen)
+        ids = tuple(member.id for member in chosen)
         self._hook(
             CrossTenantQuery(
                 asked_by=self.asked_by, sql=sql, tenants=ids, read_only=self.question.is_read_only
@@ -223,7 +224,7 @@ class Asked:
 
 
 def _rows(manager: TenantManager, asked: Asked, work: Work) -> Generator[Any, None, None]:
-    yield from work.begin(*asked.choose(manager.list_tenants()))
+    yield from work.begin(*asked.choose(manager._provisioner.list_members()))
     with ThreadPoolExecutor(asked.concurrency, "multitenant-query") as threads:
         while units := work.take():
             if not asked.question.is_short:
@@ -262,7 +263,7 @@ def _collect(
 
 
 async def _rows_async(manager: AsyncTenantManager, asked: Asked, work: Work) -> AsyncGenerator[Any, None]:
-    for refused in work.begin(*asked.choose(await manager.list_tenants())):
+    for refused in work.begin(*asked.choose(await asyncio.to_thread(manager._provisioner.list_members))):
         yield refused
     while units := work.take():
         if not asked.question.is_short:

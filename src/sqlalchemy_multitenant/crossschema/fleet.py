@@ -10,17 +10,18 @@ from __future__ import annotations
 import re
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from sqlalchemy import CompoundSelect, Connection, CursorResult, Executable, Select, Table, TextClause, text
 from sqlalchemy.engine import result_tuple
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
 
-from ..catalog.records import TenantRecord, TenantStatus
+from ..catalog.members import Member
+from ..catalog.records import TenantStatus
 from ..catalog.source import Layout
 from ..catalog.table import TABLE, qualified, usable_sql
 from ..errors import TenantError, TenantNotFoundError, TenantQueryError, TenantSuspendedError
@@ -41,9 +42,12 @@ _NEVER_TOGETHER = frozenset({"42804", "42883", "42704"})
 _TOO_MANY = frozenset({"53200", "57014"})
 """No place for more locks, or the time is over: fewer tenants may do."""
 
+_LOST = ("08", "57P")
+"""The connection is gone: a matter of no tenant's."""
+
 _QUERY = re.compile(r"[\s(]*(?:select|with|values|table)\b", re.IGNORECASE)
 
-Unit = tuple[TenantRecord, ...]
+Unit = tuple[Member, ...]
 Answer = tuple[Any, ...]
 """A row: the tenant's id, and the columns of the statement."""
 
@@ -115,19 +119,22 @@ class Question:
         self.enter(connection, None if together else unit[0])
         options = {"yield_per": self.batch} if self._has_cursor else {}
         if together and self.together is not None:
-            result = connection.execute(self.together.rows_of(unit), self.params, execution_options=options)
-            # The tables are locked now: what the catalog says of their schemas can no longer change.
-            self.check(connection, unit)
-            yield from result.partitions(self.batch)
+            statement = self.together.rows_of(unit)
+            with closing(connection.execute(statement, self.params, execution_options=options)) as result:
+                # The tables are locked now: what the catalog says of their schemas can no longer change.
+                self.check(connection, unit)
+                yield from result.partitions(self.batch)
             return
-        with Session(bind=connection, expire_on_commit=False) as session:
-            rows = session.execute(self.statement, dict(self.params), execution_options=options)
+        with (
+            Session(bind=connection, expire_on_commit=False) as session,
+            closing(session.execute(self.statement, dict(self.params), execution_options=options)) as rows,
+        ):
             self.check(connection, unit)
             for batch in _with_tenant(rows, unit[0].id, self.batch):
                 session.expunge_all()
                 yield batch
 
-    def enter(self, connection: Connection, alone: TenantRecord | None = None) -> None:
+    def enter(self, connection: Connection, alone: Member | None = None) -> None:
         """Set up the transaction; for one tenant `alone`, in its schema."""
         settings = {
             "statement_timeout": str(0 if self.timeout_s is None else max(1, round(self.timeout_s * 1000))),
@@ -158,18 +165,24 @@ class Question:
         if not self.uses_catalog:
             return
         table = qualified(self.layout.shared_schema, TABLE)
-        statement = text(f"SELECT id, status, schema_name FROM {table} WHERE id = ANY(:ids)")
-        found = {
-            row[0]: (row[1], row[2]) for row in connection.execute(statement, {"ids": [r.id for r in unit]})
+        # Only what differs comes back.
+        statement = text(
+            "SELECT u.id, t.status FROM unnest(CAST(:ids AS text[]), CAST(:states AS text[]), "
+            f"CAST(:schemas AS text[])) AS u(id, status, schema) LEFT JOIN {table} AS t ON t.id = u.id "
+            "WHERE (t.status, t.schema_name) IS DISTINCT FROM (u.status, u.schema)"
+        )
+        known = {
+            "ids": [member.id for member in unit],
+            "states": [member.status.value for member in unit],
+            "schemas": [member.schema for member in unit],
         }
-        for record in unit:
-            if (now := found.get(record.id)) != (record.status, record.schema):
-                status = now[0] if now else None
-                if status == TenantStatus.SUSPENDED:
-                    raise TenantSuspendedError(record.id)
-                raise TenantNotFoundError(
-                    record.id, None if status is None else "it has changed meanwhile; ask again"
-                )
+        for tenant, status in connection.execute(statement, known):
+            if status == TenantStatus.SUSPENDED:
+                raise TenantSuspendedError(tenant)
+            changed = (
+                None if status in (None, TenantStatus.DROPPED) else "it has changed meanwhile; ask again"
+            )
+            raise TenantNotFoundError(tenant, changed)
 
 
 def _with_tenant(result: Any, tenant: str, batch: int) -> Iterator[Sequence[Answer]]:
@@ -199,7 +212,7 @@ class Work:
     returns_errors: bool
     limit: int | None
     concurrency: int
-    _records: deque[TenantRecord] = field(default_factory=deque)
+    _waiting: deque[Member] = field(default_factory=deque)
     _again: deque[Unit] = field(default_factory=deque)
     _together: bool = True
     _at_once: int = 1
@@ -212,7 +225,7 @@ class Work:
         self._together = self.question.together is not None
         self._at_once = self.question.tenants_a_statement if self._together else 1
 
-    def begin(self, records: Iterable[TenantRecord], errors: Sequence[TenantError]) -> Sequence[TenantError]:
+    def begin(self, members: Iterable[Member], errors: Sequence[TenantError]) -> Sequence[TenantError]:
         """Have these asked, in this order; returns the errors of others, to hand on.
 
         Raises:
@@ -220,7 +233,7 @@ class Work:
         """
         if errors and not self.returns_errors:
             raise errors[0]
-        self._records.extend(records)
+        self._waiting.extend(members)
         return errors
 
     def take(self) -> list[Unit]:
@@ -245,7 +258,7 @@ class Work:
         if self._failure is not None:
             return ()
         size = self._at_once if self._together else 1
-        return tuple(self._records.popleft() for _ in range(min(size, len(self._records))))
+        return tuple(self._waiting.popleft() for _ in range(min(size, len(self._waiting))))
 
     def asks_together(self, unit: Unit) -> bool:
         """Whether the unit is asked in one statement for several."""
@@ -285,21 +298,21 @@ class Work:
             TenantError: errors are not to be handed on, and the tenant is known.
             Exception: the error is of no tenant's.
         """
-        left = tuple(record for record in unit if record.id not in self._done)
+        left = tuple(member for member in unit if member.id not in self._done)
         was_handed_on = self._was_handed_on
         self._start_unit()
         if isinstance(error, TenantError) or len(unit) == 1:
             failed = _as_tenant_error(error, unit)
             if not self.returns_errors:
                 raise failed
-            self._ask_again(tuple(record for record in left if record.id != failed.tenant))
+            self._ask_again(tuple(member for member in left if member.id != failed.tenant))
             return [failed]
-        if not isinstance(error, DBAPIError) or error.connection_invalidated:
+        sqlstate = _sqlstate(error)
+        if sqlstate is None or sqlstate.startswith(_LOST) or getattr(error, "connection_invalidated", False):
             raise error
-        sqlstate = getattr(error.orig, "sqlstate", None)
         if sqlstate in _NEVER_TOGETHER and not was_handed_on:
             self._together = False
-            self._again.extendleft((record,) for record in reversed(left))
+            self._again.extendleft((member,) for member in reversed(left))
             return []
         if was_handed_on and not self.returns_errors:
             # Its rows must not come twice. All that is wanted of it now is who fails.
@@ -341,38 +354,44 @@ def _as_tenant_error(error: Exception, unit: Unit) -> TenantError:
     return failed
 
 
+def _sqlstate(error: Exception) -> str | None:
+    """The server's code; None for what does not come from there. asyncpg's errors come as they are where rows
+    are fetched from a cursor."""
+    code = getattr(getattr(error, "orig", error), "sqlstate", None)
+    return code if isinstance(code, str) else None
+
+
 def _said(error: Exception) -> str:
     """What the database said, without the statement, which is not quite the user's."""
     original: Any = getattr(error, "orig", error)
     # psycopg has a report of its own; asyncpg's error is behind SQLAlchemy's.
-    reported = getattr(original, "diag", None) or original.__cause__
+    reported = getattr(original, "diag", None) or original.__cause__ or original
     message = getattr(reported, "message_primary", None) or getattr(reported, "message", None)
     hint = getattr(reported, "message_hint", None) or getattr(reported, "hint", None)
     return f"{message or original}".strip() + (f" ({hint})" if hint else "")
 
 
-
 def choose(
-    records: Sequence[TenantRecord], tenants: Sequence[TenantId] | None, status: TenantStatus | None
-) -> tuple[list[TenantRecord], list[TenantError]]:
+    members: Sequence[Member], tenants: Sequence[TenantId] | None, status: TenantStatus | None
+) -> tuple[list[Member], list[TenantError]]:
     """Whom to ask, and who cannot be asked.
 
     Args:
-        records: of all tenants there are.
+        members: all tenants there are.
         tenants: those that are wanted, which must be active; None for all of a status.
         status: the status; None for any.
     """
     if tenants is None:
-        return [record for record in records if status is None or record.status is status], []
-    known = {record.id: record for record in records}
-    chosen: list[TenantRecord] = []
+        return [member for member in members if status is None or member.status is status], []
+    known = {member.id: member for member in members}
+    chosen: list[Member] = []
     errors: list[TenantError] = []
     for tenant in dict.fromkeys(tenants):
-        record = known.get(tenant)
-        if record is None:
+        member = known.get(tenant)
+        if member is None:
             errors.append(TenantNotFoundError(tenant))
-        elif record.status is not TenantStatus.ACTIVE:
+        elif member.status is not TenantStatus.ACTIVE:
             errors.append(TenantSuspendedError(tenant))
         else:
-            chosen.append(record)
+            chosen.append(member)
     return chosen, errors

@@ -7,7 +7,8 @@ are there twice, but not what they do.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, Self, TypeAlias, TypeVar, TypeVarTuple, cast, overload
 
@@ -21,6 +22,7 @@ from sqlalchemy import (
     inspect,
     select,
 )
+from sqlalchemy.dialects.postgresql import distinct_on
 from sqlalchemy.orm import join as orm_join
 from sqlalchemy.orm.util import AliasedClass
 from sqlalchemy.sql import elements, visitors
@@ -287,8 +289,8 @@ class _Clauses:
         return self._with(self._parts.step("offset", count))
 
     def distinct(self, *on: ColumnExpressionArgument[Any]) -> Self:
-        """As `Select.distinct`."""
-        return self._with(self._parts.step("distinct", *on))
+        """No row twice; with `on`, the first row of each of their values (DISTINCT ON)."""
+        return self._with(self._parts.step("ext", distinct_on(*on)) if on else self._parts.step("distinct"))
 
 
 class CrossSchemaQuery(_Clauses):
@@ -460,11 +462,14 @@ class CrossSchemaSelect(_Clauses, Generic[*Ts]):
         """The first column of each row."""
         return self._db.execute(self._parts.build()).scalars()
 
-    def stream(self, *, batch: int = 1000) -> Iterator[tuple[*Ts]]:
+    def stream(self, *, batch: int = 1000) -> Generator[tuple[*Ts], None, None]:
         """The rows as they are read, `batch` of them in memory at one time. The transaction lasts, and a
         connection is taken, until the last one, or until the iterator is closed."""
-        with self._db.session() as session:
-            result = session.execute(self.statement, execution_options={"yield_per": batch})
+        options = {"yield_per": batch}
+        with (
+            self._db.session() as session,
+            closing(session.execute(self.statement, execution_options=options)) as result,
+        ):
             yield from cast("Iterator[tuple[*Ts]]", result)
 
 
@@ -603,9 +608,12 @@ class AsyncCrossSchemaSelect(_Clauses, Generic[*Ts]):
         """The first column of each row."""
         return (await self._db.execute(self._parts.build())).scalars()
 
-    async def stream(self, *, batch: int = 1000) -> AsyncIterator[tuple[*Ts]]:
+    async def stream(self, *, batch: int = 1000) -> AsyncGenerator[tuple[*Ts], None]:
         """As `CrossSchemaSelect.stream`."""
         async with self._db.session() as session:
             result = await session.stream(self.statement, execution_options={"yield_per": batch})
-            async for row in result:
-                yield cast("tuple[*Ts]", row)
+            try:
+                async for row in result:
+                    yield cast("tuple[*Ts]", row)
+            finally:
+                await result.close()

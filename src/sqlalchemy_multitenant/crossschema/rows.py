@@ -109,15 +109,23 @@ def _fields(row_class: Any) -> dict[str, bool] | None:
             if f.init
         }
     if typing.is_typeddict(row_class):
-        return {name: name in row_class.__required_keys__ for name in row_class.__annotations__}
+        return {name: _is_required(row_class, name) for name in row_class.__annotations__}
     if isinstance(names := getattr(row_class, "_fields", None), tuple):
         return {name: name not in row_class._field_defaults for name in names}
     return None
 
 
-def _hints(row_class: type[Any]) -> dict[str, Any]:
+def _is_required(typed_dict: Any, name: str) -> bool:
+    # Where annotations are text, the class itself does not know.
+    mark = get_origin(_hints(typed_dict, include_extras=True).get(name))
+    return mark is typing.Required or (
+        name in typed_dict.__required_keys__ and mark is not typing.NotRequired
+    )
+
+
+def _hints(row_class: type[Any], *, include_extras: bool = False) -> dict[str, Any]:
     try:
-        return typing.get_type_hints(row_class)
+        return typing.get_type_hints(row_class, include_extras=include_extras)
     except (NameError, TypeError):
         return {}  # annotations that are not to be had here, such as those of a class within a function
 

@@ -34,7 +34,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.sql.selectable import CTE, TableValuedAlias
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
-from ..catalog.records import TenantRecord
+from ..catalog.members import Member
 from ..config import Schemas
 
 _SECRET = secrets.token_hex(8)
@@ -82,7 +82,7 @@ class TenantSelect:
         names = [None if key.startswith("_no_label") else key for key in columns.keys()]  # noqa: SIM118
         return cls(statement, tuple(names), tuple(c.type for c in columns), schemas)
 
-    def rows_of(self, tenants: Sequence[TenantRecord]) -> Select[*tuple[Any, ...]]:
+    def rows_of(self, tenants: Sequence[Member]) -> Select[*tuple[Any, ...]]:
         """The statement that asks `tenants`: rows of the tenant's id and the columns, tenant by tenant."""
         rows = self.union_of(tenants)
         labelled = [
@@ -91,7 +91,7 @@ class TenantSelect:
         ]
         return select(rows.c.tenant, *labelled)
 
-    def union_of(self, tenants: Sequence[TenantRecord], so_far: Any = None) -> TableValuedAlias:
+    def union_of(self, tenants: Sequence[Member], so_far: Any = None) -> TableValuedAlias:
         """The rows of `tenants` as a table with the columns `tenant`, `c0`, `c1` and so on.
 
         Args:
@@ -145,7 +145,7 @@ class _Union(FunctionElement[Any]):
     name = "tenants"
     inherit_cache = False
 
-    def __init__(self, one: TenantSelect, tenants: Sequence[TenantRecord], so_far: Any) -> None:
+    def __init__(self, one: TenantSelect, tenants: Sequence[Member], so_far: Any) -> None:
         self.one, self.tenants, self.so_far = one, tenants, so_far
         super().__init__()
 
@@ -153,13 +153,29 @@ class _Union(FunctionElement[Any]):
 @compiles(_Union)
 def _compile(union: _Union, compiler: Any, **_: Any) -> str:
     types = union.one.types
-    names = ", ".join(f"c{at}" for at in range(len(types)))
     as_text = [_as_text(type_, compiler.dialect) for type_ in types]
+    branches = _branches(union, compiler, as_text) if union.tenants else []
+    if union.so_far is not None:
+        typed = ", ".join(
+            f"c{at} {cast or compiler.dialect.type_compiler_instance.process(type_)}"
+            for at, (cast, type_) in enumerate(zip(as_text, types, strict=True))
+        )
+        rows = f"jsonb_to_recordset({compiler.process(union.so_far)}) AS r({typed})"
+        branches.append(f"SELECT r.*, NULL FROM {rows}")
+    return f"({' UNION ALL '.join(branches)})"
+
+
+def _branches(union: _Union, compiler: Any, as_text: Sequence[str | None]) -> list[str]:
+    """The SELECT of each tenant.
+
+    Args:
+        as_text: what each column is to be cast to, or None.
+    """
     statement = union.one.statement
     # Where it can, the id goes into the SELECT itself, since a subquery costs half as much again.
     is_direct = isinstance(statement, Select) and not any(as_text)
     if is_direct:
-        statement = statement.add_columns(literal_column(_TENANT, Text()).label(None))
+        statement = statement.add_columns(literal_column(_TENANT, Text()).label("multitenant_id"))
     plain = compiler.preparer
     compiler.preparer = _with_token(plain, union.one.schemas.tenant)
     try:
@@ -170,21 +186,16 @@ def _compile(union: _Union, compiler: Any, **_: Any) -> str:
         branch = f"({branch})"
     else:
         shown = ", ".join(f"c{at}::{cast}" if cast else f"c{at}" for at, cast in enumerate(as_text))
+        names = ", ".join(f"c{at}" for at in range(len(as_text)))
         branch = f"SELECT {shown}, {_TENANT} FROM ({branch}) AS q({names})"
-    branches, string = [], String()
-    for record in union.tenants:
-        tenant = compiler.render_literal_value(record.id, string)
+    branches: list[str] = []
+    string = String()
+    for member in union.tenants:
+        tenant = compiler.render_literal_value(member.id, string)
         branches.append(
-            branch.replace(_TENANT, tenant).replace(_TOKEN, plain.quote_identifier(record.schema))
+            branch.replace(_TENANT, tenant).replace(_TOKEN, plain.quote_identifier(member.schema))
         )
-    if union.so_far is not None:
-        typed = ", ".join(
-            f"c{at} {cast or compiler.dialect.type_compiler_instance.process(type_)}"
-            for at, (cast, type_) in enumerate(zip(as_text, types, strict=True))
-        )
-        rows = f"jsonb_to_recordset({compiler.process(union.so_far)}) AS r({typed})"
-        branches.append(f"SELECT {names}, NULL FROM {rows}")
-    return f"({' UNION ALL '.join(branches)})"
+    return branches
 
 
 def _with_token(preparer: Any, tenant: Sequence[MetaData]) -> Any:

@@ -374,6 +374,11 @@ class Provisioner:
             self.members.claims.check(parsed, schema)
             return TenantRecord(id=parsed, status=TenantStatus.ACTIVE, schema=schema)
 
+    def list_members(self) -> list[Member]:
+        """All tenants with their schemas, without what else the catalog knows of them."""
+        with self.engine.connect() as connection:
+            return self.members.list(connection)
+
     def list(self) -> Sequence[TenantRecord]:
         """See `TenantManager.list_tenants`."""
         with self.engine.connect() as connection:
