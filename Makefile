@@ -35,7 +35,7 @@ lock: .venv/.locked  ## write requirements/dev.txt from pyproject.toml (ARGS=--u
 	@index="$${PIP_INDEX_URL:-$$($(BIN)/python -m pip config get global.index-url 2>/dev/null)}"; \
 	if [ -n "$$index" ]; then export UV_DEFAULT_INDEX="$$index"; fi; \
 	cp requirements/dev.txt .venv/lock.txt && \
-	$(BIN)/uv pip compile pyproject.toml --group dev --extra embedded --extra asyncpg --extra lint \
+	$(BIN)/uv pip compile pyproject.toml --group dev --all-extras \
 	  --universal --python-version 3.11 --no-strip-extras --generate-hashes --no-annotate --quiet \
 	  --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" \
 	  --output-file .venv/lock.txt $(ARGS) && \
