@@ -59,6 +59,28 @@ class NoTenantError(MultitenantError, LookupError):
         return self.reason
 
 
+class TenantConflictError(MultitenantError, ValueError):
+    """A request, or a job, names more than one tenant."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.reason}; it is for one tenant"
+
+
+class InvalidTokenError(MultitenantError, ValueError):
+    """A token that was to tell the tenant is not valid."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"the token is not valid: {self.reason}"
+
+
 class TenantError(MultitenantError):
     """An error about one tenant, whose id is in `tenant`."""
 
