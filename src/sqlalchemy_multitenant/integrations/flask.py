@@ -59,8 +59,8 @@ def _answer(error: MultitenantError) -> Response:
 
 
 def tenant_session() -> Session:
-    """The request's session of its tenant, one transaction: committed before the answer begins, rolled back on
-    an error or a status of 400 or more.
+    """The request's session of its tenant, one transaction: committed before the answer begins, rolled back
+    on an error or a status of 400 or more.
 
     Raises:
         NoTenantError: the request has no tenant, or there is no request.

@@ -3,10 +3,10 @@
     app = Litestar([users], plugins=[TenancyPlugin(tenants, extract_tenant_id=from_header())])
 
     @get("/users")
-    async def users(tenant_session: AsyncSession) -> list[str]:
+    async def users(tenant_session: AsyncTenantSession) -> list[str]:
         return list(await tenant_session.scalars(select(User.name)))
 
-The dependencies are `tenant_session`, `shared_session`, `tenant_db` and `tenant`.
+Litestar goes by the names of parameters: `tenant_session`, `shared_session`, `tenant_db` and `tenant`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,15 @@ from typing import Any
 
 from litestar import Request, Response
 from litestar.config.app import AppConfig
-from litestar.di import Provide
+from litestar.di import NamedDependency, Provide
 from litestar.middleware import DefineMiddleware
 from litestar.plugins import InitPlugin
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import Session
 
+from ..context import CurrentTenant
+from ..database import TenantDb
+from ..database_async import AsyncTenantDb
 from ..errors import MultitenantError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
@@ -27,7 +32,17 @@ from .problem import problem_of
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import UnitOfWork
 
-__all__ = ["TenancyPlugin", "no_tenant"]
+__all__ = [
+    "AsyncSharedSession",
+    "AsyncTenantDbDep",
+    "AsyncTenantSession",
+    "SharedSession",
+    "TenancyPlugin",
+    "TenantDbDep",
+    "TenantDep",
+    "TenantSession",
+    "no_tenant",
+]
 
 
 class TenancyPlugin(InitPlugin):
@@ -100,3 +115,25 @@ _PROVIDERS = {
     "tenant_db": _tenant_db,
     "tenant": _tenant,
 }
+
+TenantSession = NamedDependency[Session]
+"""Of `tenant_session`, one transaction a request: committed before the answer begins, rolled back on an error
+or a status of 400 or more."""
+
+AsyncTenantSession = NamedDependency[AsyncSession]
+"""The same of an `AsyncTenantManager`."""
+
+SharedSession = NamedDependency[Session]
+"""Of `shared_session`, a session of the shared data; needs no tenant."""
+
+AsyncSharedSession = NamedDependency[AsyncSession]
+"""The same of an `AsyncTenantManager`."""
+
+TenantDbDep = NamedDependency[TenantDb]
+"""Of `tenant_db`, for transactions of one's own."""
+
+AsyncTenantDbDep = NamedDependency[AsyncTenantDb]
+"""The same of an `AsyncTenantManager`."""
+
+TenantDep = NamedDependency[CurrentTenant[Any]]
+"""Of `tenant`: a `str`, with the application's own `data`."""
