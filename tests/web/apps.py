@@ -52,7 +52,7 @@ def fastapi_sync(tenants: TenantManager, **options: Any) -> tuple[Any, Tenancy]:
 
     @app.get("/users")
     def users(session: ours.TenantSession, tenant: ours.TenantDep, db: ours.TenantDbDep) -> list[Any]:
-        assert db.tenant == tenant == tenancy.context.get_tenant()
+        assert db.tenant == tenant.id == tenancy.context.get_tenant().id
         return [tenant, tenant.data, list(session.scalars(NAMES))]
 
     @app.post("/users")
@@ -118,7 +118,7 @@ def fastapi_async(tenants: AsyncTenantManager, **options: Any) -> tuple[Any, Ten
     async def users(
         session: ours.AsyncTenantSession, tenant: ours.TenantDep, db: ours.AsyncTenantDbDep
     ) -> list[Any]:
-        assert db.tenant == tenant == tenancy.context.get_tenant()
+        assert db.tenant == tenant.id == tenancy.context.get_tenant().id
         return [tenant, tenant.data, list(await session.scalars(NAMES))]
 
     @app.post("/users")
