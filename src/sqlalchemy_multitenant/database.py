@@ -93,4 +93,14 @@ def buffer(result: Result[*tuple[Any, ...]]) -> Result[*tuple[Any, ...]]:
     plain UPDATE) stays what it is, with its `rowcount`."""
     if getattr(result, "returns_rows", True) is False:
         return result
-    return result.freeze()()
+    # Rows that come several times are to be complained of where they are read, as in a session.
+    state, result._unique_filter_state = result._unique_filter_state, None
+    buffered = result.freeze()()
+    buffered._unique_filter_state = state
+    return buffered
+
+
+def needs_unique(result: Result[*tuple[Any, ...]]) -> bool:
+    """Whether SQLAlchemy wants `unique()` to be called: a collection is loaded with its owner in one query
+    (https://docs.sqlalchemy.org/en/21/orm/queryguide/relationships.html#joined-eager-loading)."""
+    return bool(result._unique_filter_state)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import pytest
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import Engine, event, func, inspect, select, text
-from sqlalchemy.exc import MultipleResultsFound, NoResultFound, ProgrammingError
+from sqlalchemy import URL, Engine, ForeignKey, create_engine, event, func, inspect, select, text
+from sqlalchemy.exc import InvalidRequestError, MultipleResultsFound, NoResultFound, ProgrammingError
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship
 
 from sqlalchemy_multitenant import (
     AsyncCrossSchemaQuery,
     ConfigurationError,
+    Connection,
     CrossSchemaQuery,
+    Schemas,
+    TenantConfig,
     TenantManager,
     TenantNotFoundError,
     cross_schema_raw,
@@ -23,7 +28,7 @@ from sqlalchemy_multitenant import (
 )
 from tests.conftest import MakeConfig
 from tests.harness import AsyncHarness, Harness
-from tests.models import Mood, Note, Plan, User
+from tests.models import Mood, Note, Plan, SharedBase, User
 
 
 @pytest.fixture(autouse=True)
@@ -141,6 +146,83 @@ def test_a_stream_that_is_left_gives_its_connection_back(make_config: MakeConfig
         assert len(query.select(User.id).all()) == 2
 
 
+class ZooBase(DeclarativeBase):
+    pass
+
+
+class Animal(ZooBase):
+    __tablename__ = "animals"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    plan_id: Mapped[int | None]
+    toys: Mapped[list[Toy]] = relationship(lazy="joined")
+    __mapper_args__ = {  # noqa: RUF012
+        "polymorphic_on": "kind",
+        "polymorphic_identity": "animal",
+    }
+
+
+class Dog(Animal):
+    __mapper_args__ = {  # noqa: RUF012
+        "polymorphic_identity": "dog"
+    }
+
+
+class Toy(ZooBase):
+    __tablename__ = "toys"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    animal_id: Mapped[int] = mapped_column(ForeignKey(Animal.id))
+
+
+class TestInheritance:
+    """Classes that share a table, and collections that are loaded with their owners."""
+
+    @pytest.fixture
+    def zoo(self, empty_url: URL) -> Iterator[TenantManager]:
+        schemas = Schemas(tenant=ZooBase, shared=SharedBase)
+        engine = create_engine(empty_url)
+        SharedBase.metadata.create_all(engine)
+        engine.dispose()
+        with TenantManager(TenantConfig(connection=Connection(url=empty_url), schemas=schemas)) as manager:
+            manager.create_tenant("zoo")
+            with manager.get_shared_db().begin() as session:
+                session.add_all([Plan(id=1, name="gold"), Plan(id=2, name="unused")])
+            with manager.get_db("zoo").begin() as session:
+                session.add(Animal(id=1, plan_id=1))
+                session.add(Dog(id=2, plan_id=1, toys=[Toy(id=1), Toy(id=2)]))
+            yield manager
+
+    def test_only_rows_of_the_class(self, zoo: TenantManager) -> None:
+        query = CrossSchemaQuery(zoo.get_db("zoo"), zoo.get_shared_db())
+        dogs = query.from_("tenant", Dog)
+        assert dogs.select(func.count()).one() == (1,)
+        joined = dogs.left_join("shared", Plan, Dog.plan_id == Plan.id)
+        assert joined.select(Dog.id, optional(Plan.name)).all() == [(2, "gold")]
+        plans = query.from_("shared", Plan).left_join("tenant", Dog, Dog.plan_id == Plan.id)
+        found = plans.select(optional(Dog.id), Plan.name).order_by(Plan.id).all()
+        assert found == [(2, "gold"), (None, "unused")]
+        for join in (dogs.right_join, dogs.full_join):
+            with pytest.raises(ConfigurationError, match="some rows of its table"):
+                join("shared", Plan, Dog.plan_id == Plan.id)
+
+    def test_an_owner_comes_once(self, zoo: TenantManager) -> None:
+        db, shared = zoo.get_db("zoo"), zoo.get_shared_db()
+        query = CrossSchemaQuery(db, shared).from_("tenant", Animal).select(Animal).order_by(Animal.id)
+        assert [animal.id for (animal,) in query.all()] == [1, 2]
+        assert [animal.id for animal in query.scalars()] == [1, 2]
+        assert len(query.where(Animal.id == 2).one()[0].toys) == 2
+        looked_up = with_shared_lookup(db, shared, Animal, Plan, foreign_key=Animal.plan_id)
+        assert len(looked_up) == 2
+
+    def test_what_is_executed_in_one_shot_asks_for_unique(self, zoo: TenantManager) -> None:
+        db = zoo.get_db("zoo")
+        with pytest.raises(InvalidRequestError, match="unique"):
+            db.execute(select(Animal)).all()
+        assert len(db.scalars(select(Animal)).unique().all()) == 2
+
+
 class TestNatural:
     """What the documentation names first: SQLAlchemy's own joins and relationships."""
 
@@ -245,6 +327,10 @@ class TestRaw:
             connection.exec_driver_sql("UPDATE multitenant_tenants SET schema_name = 'moved' WHERE id = 'a'")
         found = self.run(harness, "SELECT name FROM $tenant.users ORDER BY id")
         assert found == [("a1",), ("a2",)]
+
+    def test_a_string_that_looks_like_a_drivers_parameter(self, harness: Harness) -> None:
+        found = self.run(harness, "SELECT '%(a)s' AS x, $$%(a)s$$ AS y, :a::int AS z", {"a": 1})
+        assert found == [("%(a)s", "%(a)s", 1)]
 
     def test_what_it_changes_is_committed(self, harness: Harness) -> None:
         sql = "UPDATE $tenant.users SET name = :name WHERE id = 1"

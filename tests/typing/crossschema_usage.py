@@ -69,11 +69,21 @@ def builder(tenant_db: TenantDb, shared_db: TenantDb) -> None:
     assert_type(begun.left_join("shared", Plan).select(optional(Plan.name)).scalars().all()[0], str | None)
 
 
+def one_untyped_column_spoils_no_other(tenant_db: TenantDb, shared_db: TenantDb) -> None:
+    query = CrossSchemaQuery(tenant_db, shared_db).from_("tenant", User).left_join("shared", Plan)
+    assert_type(query.select(User.id, func.lower(User.name)).one(), tuple[int, Any])
+    assert_type(query.select(User.id, optional(User.plan_id)).one(), tuple[int, int | None])
+    assert_type(query.select(User.id, optional(func.max(User.id))).one(), tuple[int, int | None])
+
+
 def wrong_builder(tenant_db: TenantDb, shared_db: TenantDb, async_db: AsyncTenantDb) -> None:
     query = CrossSchemaQuery(tenant_db, shared_db)
     query.from_("nobody", User)  # type: ignore[arg-type]
     query.from_("tenant", "users")  # type: ignore[arg-type]
     query.from_("tenant", User).all()  # type: ignore[attr-defined]
+    query.from_("tenant", User).select("name")  # type: ignore[call-overload]
+    query.from_("tenant", User).select(User.id, 5)  # type: ignore[call-overload]
+    query.from_("tenant", User).select()  # type: ignore[call-overload]
     query.from_("tenant", User).select(User.id).limit("3")  # type: ignore[arg-type]
     query.from_("tenant", User).select(User.id).where(User.plan)  # type: ignore[arg-type]
     CrossSchemaQuery(tenant_db, async_db)  # type: ignore[arg-type]

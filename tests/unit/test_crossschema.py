@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Generic, Literal, NamedTuple, NewType, NotRequired, TypedDict, TypeVar
 
 import pytest
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from sqlalchemy import (
     Column,
     Integer,
@@ -28,7 +28,7 @@ from sqlalchemy import (
     true,
     type_coerce,
 )
-from sqlalchemy.orm import aliased
+from sqlalchemy.orm import aliased, outerjoin
 
 from sqlalchemy_multitenant import (
     AsyncCrossSchemaQuery,
@@ -43,9 +43,14 @@ from sqlalchemy_multitenant import (
     optional,
     with_shared_lookup,
 )
-from sqlalchemy_multitenant.crossschema.raw import RawSql
+from sqlalchemy_multitenant.crossschema.raw import _PREFIX, RawSql
 from sqlalchemy_multitenant.crossschema.rows import RowClass
 from tests.models import Note, Plan, SharedBase, TenantBase, User
+
+if TYPE_CHECKING:
+    from decimal import Decimal as OnlyForTypeCheckers
+
+T = TypeVar("T")
 
 CONFIG = TenantConfig(
     connection=Connection(url="postgresql://nobody@127.0.0.1:1/nothing"),
@@ -56,7 +61,9 @@ DB, SHARED = MANAGER.get_db("a"), MANAGER.get_shared_db()
 # For calls that a type checker would refuse as well.
 ASYNC: Any = AsyncTenantManager(CONFIG).get_db("a")
 PAIR: Any = (DB, SHARED)
+NOTHING: Any = ()
 TEXT: Any = "plans"
+TABLE: Any = User.__table__
 
 
 def begun() -> CrossSchemaQuery:
@@ -101,6 +108,15 @@ class TestOptional:
             func.max(User.id).filter(User.id > 1),
             func.max(Plan.id).over(),
             func.mode().within_group(Plan.id),
+            func.nullif(User.id, 1),
+            func.stddev(User.id),
+            func.lag(User.id).over(),
+            func.max(User.id).over(order_by=User.id, rows=(None, -1)),
+            func.coalesce(User.plan_id, User.plan_id),
+            User.plan_id == 1,
+            cast(User.plan_id, String),
+            func.concat_ws(Plan.name, "a"),
+            select(func.count()).select_from(Note).offset(1).scalar_subquery(),
             literal(None),
             null(),
         ],
@@ -145,7 +161,7 @@ class TestOptional:
 
     @pytest.mark.parametrize(
         "entity",
-        [func.lower(User.name), func.nullif(User.id, 1), literal_column("1"), func.my_own(1)],
+        [func.lower(User.name), literal_column("1"), func.my_own(1)],
         ids=str,
     )
     def test_where_nobody_can_tell_both_will_do(self, entity: Any) -> None:
@@ -267,9 +283,9 @@ class TestRefused:
             ),
             (
                 lambda: CrossSchemaQuery(ASYNC, SHARED),
-                "AsyncCrossSchemaQuery",
+                "it must be a TenantDb",
             ),
-            (lambda: AsyncCrossSchemaQuery(*PAIR), "there is CrossSchemaQuery"),
+            (lambda: AsyncCrossSchemaQuery(*PAIR), "a AsyncTenantDb"),
             (lambda: CrossSchemaQuery(TEXT, SHARED), "a TenantDb"),
             (lambda: begun().from_("tenant", Note), "the query has one already"),
             (lambda: CrossSchemaQuery(DB, SHARED).left_join("shared", Plan), r"begin with from_\(\)"),
@@ -279,11 +295,11 @@ class TestRefused:
             (lambda: begun().left_join(TEXT, Plan), '"tenant" or "shared"'),
             (lambda: begun().left_join("shared", TEXT), "a mapped class, a table, or a subquery"),
             (lambda: left().left_join("shared", Plan), "is in the query already"),
-            (lambda: begun().select(), "at least one column"),
+            (lambda: begun().select(*NOTHING), "at least one column"),
             (lambda: begun().select(Note.id), "notes is not in the query: join it first"),
             (lambda: begun().select(Note), "notes is not in the query: join it first"),
-            (lambda: begun().select(User.__table__), "a column, an expression, or a mapped class"),
-            (lambda: begun().select("name"), "a column, an expression, or a mapped class"),
+            (lambda: begun().select(TABLE), "a column, an expression, or a mapped class"),
+            (lambda: begun().select(TEXT), "a column, an expression, or a mapped class"),
         ],
     )
     def test_a_wrong_use_says_what_to_do(self, make: Callable[[], object], message: str) -> None:
@@ -304,14 +320,14 @@ class TestRefused:
             )
 
         with pytest.raises(ConfigurationError, match="is not one column; use CrossSchemaQuery"):
-            with_shared_lookup(DB, SHARED, User, Pair, foreign_key=User.plan_id)
+            with_shared_lookup(DB, SHARED, User, Pair, foreign_key=User.id)
         with pytest.raises(ConfigurationError, match="a mapped class"):
             with_shared_lookup(DB, SHARED, User, "plans", foreign_key=User.plan_id)  # type: ignore[call-overload]
 
 
 def replaced(statement: str, **params: Any) -> str:
     raw = RawSql(statement, params, "public")
-    return str(raw._text("tenant_a"))
+    return str(raw._text("tenant_a")).replace(_PREFIX, "")
 
 
 class TestRaw:
@@ -356,6 +372,29 @@ class TestRaw:
     def test_needs_a_tenant(self) -> None:
         with pytest.raises(ConfigurationError, match="the handle of a tenant"):
             cross_schema_raw(SHARED, "SELECT 1")
+
+    @pytest.mark.parametrize(
+        ("statement", "params"),
+        [
+            ("SELECT :n::int, x::text", {"n": 1}),
+            ("SELECT (ARRAY[1,2,3])[:2], (ARRAY[1,2,3])[1:2], a[i:j]", {}),
+            ("SELECT f(a := :n)", {"n": 1}),
+            (r"SELECT JSON_OBJECT('a' \: id)", {}),
+        ],
+    )
+    def test_colons_that_begin_no_parameter(self, statement: str, params: dict[str, Any]) -> None:
+        assert replaced(statement, **params) == statement.replace("\\:", ":")
+
+    def test_other_things_than_sql(self) -> None:
+        for arguments, message in (
+            ((text("SELECT 1"),), "SQL as a str"),
+            (("SELECT 1", [1]), "a dict"),
+            (("SELECT 1; SELECT 2",), "one statement"),
+        ):
+            with pytest.raises(ConfigurationError, match=message):
+                cross_schema_raw(DB, *arguments)
+        with pytest.raises(ConfigurationError, match="the handle of a tenant"):
+            cross_schema_raw(TEXT, "SELECT 1")
 
     def test_a_name_that_looks_like_a_parameter(self) -> None:
         raw = RawSql("SELECT * FROM $tenant.users", {}, "public")
@@ -421,6 +460,145 @@ class TestRows:
 
         rows = RowClass.of(Loose)
         assert rows.make({"anything": None, "items": [1], "ratio": 1}).ratio == 1
+
+
+class Box(NamedTuple, Generic[T]):
+    value: T
+
+
+UserId = NewType("UserId", int)
+
+
+@dataclass
+class Partly:
+    """One annotation is only there for type checkers."""
+
+    name: str
+    at: OnlyForTypeCheckers | None = None
+
+
+@dataclass
+class Strict:
+    user: UserId
+    kind: Literal["a", "b"]
+    numbers: list[int]
+
+
+class Aliased(BaseModel):
+    id: int = Field(validation_alias=AliasChoices("user_id", "uid"))
+
+
+class Open(BaseModel):
+    model_config = ConfigDict(extra="allow", populate_by_name=True)
+    id: int = Field(alias="userId")
+
+
+class TestMoreRows:
+    @pytest.mark.parametrize(
+        ("cls", "right", "wrong"),
+        [
+            (Box[int], {"value": 1}, {"value": None}),
+            (Partly, {"name": "x", "at": 1}, {"name": None, "at": 1}),
+            (Strict, {"user": 1, "kind": "a", "numbers": [1]}, {"user": "1", "kind": "a", "numbers": [1]}),
+            (Strict, {"user": 1, "kind": "b", "numbers": []}, {"user": 1, "kind": None, "numbers": [1]}),
+            (Strict, {"user": 1, "kind": "b", "numbers": [2]}, {"user": 1, "kind": "a", "numbers": [None]}),
+        ],
+    )
+    def test_what_is_accepted(self, cls: Any, right: dict[str, Any], wrong: dict[str, Any]) -> None:
+        rows = RowClass.of(cls)
+        rows.check_columns(list(right))
+        assert rows.make(right)
+        with pytest.raises(ConfigurationError, match="the query returned"):
+            rows.make(wrong)
+
+    def test_aliases_of_pydantic(self) -> None:
+        for column in ("user_id", "uid"):
+            RowClass.of(Aliased).check_columns([column])
+            assert RowClass.of(Aliased).make({column: 1}).id == 1
+        with pytest.raises(ConfigurationError, match="no column user_id; no field for id"):
+            RowClass.of(Aliased).check_columns(["id"])
+        for column in ("userId", "id"):
+            RowClass.of(Open).check_columns([column, "more"])
+            assert RowClass.of(Open).make({column: 1, "more": 2}).id == 1
+
+
+class TestSources:
+    """What makes NULL of columns inside a source."""
+
+    def test_an_outer_join(self) -> None:
+        joined = outerjoin(User, Plan, User.plan_id == Plan.id)
+        query = CrossSchemaQuery(DB, SHARED).from_("tenant", joined)
+        query.select(User.id, optional(Plan.name))
+        with pytest.raises(ConfigurationError, match=r"write optional\(Plan.name\)"):
+            query.select(Plan.name)
+
+    def test_an_alias_of_a_subquery(self) -> None:
+        inner = select(Plan).select_from(outerjoin(User, Plan, User.plan_id == Plan.id)).subquery()
+        lossy = aliased(Plan, inner)
+        query = CrossSchemaQuery(DB, SHARED).from_("tenant", lossy)
+        query.select(optional(lossy.name), optional(lossy))
+        for entity in (lossy.name, lossy):
+            with pytest.raises(ConfigurationError, match=r"write optional"):
+                query.select(entity)
+        whole = aliased(User, select(User).where(User.id > 1).subquery())
+        CrossSchemaQuery(DB, SHARED).from_("tenant", whole).select(whole.id, whole)
+
+    def test_grouping_sets(self) -> None:
+        query = begun().group_by(func.rollup(User.id))
+        assert query.select(optional(User.id), func.count()).statement is not None
+        for entity in (User.id, func.sum(User.id)):
+            with pytest.raises(ConfigurationError, match="write optional"):
+                _ = query.select(entity).statement
+        with pytest.raises(ConfigurationError, match="write optional"):
+            _ = begun().group_by().select(func.sum(User.id)).statement
+
+    def test_elements_of_an_array(self) -> None:
+        with pytest.raises(ConfigurationError, match="its elements may be None"):
+            left().select(optional(func.array_agg(Plan.name)))
+        left().select(optional(func.array_agg(Plan.name).filter(Plan.name.is_not(None))))
+
+    def test_relationships(self) -> None:
+        for entity in (User.plan, User.notes, optional(User.plan)):
+            with pytest.raises(ConfigurationError, match="a relationship: join what it refers to"):
+                left().select(entity)
+        joined = begun().inner_join("tenant", Note, User.notes).select(Note.id)
+        assert "JOIN notes ON users.id = notes.user_id" in sql(joined)
+
+    def test_tables_that_are_not_there(self) -> None:
+        for make in (
+            lambda: begun().where(Plan.id == 1).select(User.id).statement,
+            lambda: begun().order_by(Plan.id).select(User.id).statement,
+            lambda: begun().left_join("tenant", Note, Note.id == Plan.id),
+        ):
+            with pytest.raises(ConfigurationError, match="plans is not in the query: join it first"):
+                make()
+        with pytest.raises(ConfigurationError, match=r"optional\(\) belongs in select\(\)"):
+            begun().where(optional(User.id))  # type: ignore[arg-type]
+
+
+class TestLookupKeys:
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            ({"foreign_key": Plan.id}, "a column of User"),
+            ({"foreign_key": Note.user_id}, "a column of User"),
+            ({"foreign_key": "plan_id"}, "a column of User"),
+            ({"foreign_key": User.plan}, "a column of User"),
+            ({"foreign_key": User.plan_id, "fields": Plan.name}, "a tuple of columns"),
+        ],
+        ids=range(5),
+    )
+    def test_wrong_uses(self, options: dict[str, Any], message: str) -> None:
+        with pytest.raises(ConfigurationError, match=message):
+            with_shared_lookup(DB, SHARED, User, Plan, **options)
+
+    def test_one_that_refers_to_another_table(self) -> None:
+        with pytest.raises(ConfigurationError, match=r"it refers to plans.id, and not to Other"):
+            with_shared_lookup(DB, SHARED, User, Other, foreign_key=User.plan_id)
+
+
+class Other(SharedBase):
+    __table__ = Table("others", MetaData(), Column("id", Integer, primary_key=True))
 
 
 def test_conditions_may_be_combined() -> None:

@@ -30,8 +30,10 @@ def check_pair(tenant_db: AnyDb, shared_db: AnyDb, kind: type[AnyDb]) -> Schemas
     """
     for name, db in (("tenant_db", tenant_db), ("shared_db", shared_db)):
         if not isinstance(db, kind):
-            other = "AsyncCrossSchemaQuery" if kind is TenantDb else "CrossSchemaQuery"
-            raise ConfigurationError(name, db, f"a {kind.__name__}; for the other kind there is {other}")
+            other = "an AsyncTenantManager's" if kind is TenantDb else "a TenantManager's"
+            raise ConfigurationError(
+                name, db, f"it must be a {kind.__name__} here, as the other one; not {other}"
+            )
     if tenant_db.tenant is None:
         raise ConfigurationError("tenant_db", tenant_db, "the handle of a tenant: tenants.get_db(...)")
     if shared_db.tenant is not None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeAlias, TypeVar, overload
 
-from sqlalchemy import ColumnExpressionArgument, SQLColumnExpression, inspect
+from sqlalchemy import Column, ColumnExpressionArgument, SQLColumnExpression, inspect
 from sqlalchemy.orm import Mapper
 
 from ..database import TenantDb
 from ..database_async import AsyncTenantDb
 from ..errors import ConfigurationError
 from .handles import AnyDb
-from .optional import Entity, optional
+from .optional import Entity
+from .parts import Selected, leaves_of, name_of
 from .query import AsyncCrossSchemaQuery, CrossSchemaQuery
 
 M = TypeVar("M")
@@ -246,14 +247,20 @@ def with_shared_lookup(  # noqa: PLR0913
         ConfigurationError: the handles are no pair, a model is not where it is said to be, or the key of
             `shared_model` is not a single column.
     """
-    on = foreign_key == _key(shared_model, foreign_key)
-    marked = [optional(field) for field in ((shared_model,) if fields is None else fields)]
+    if fields is not None and not isinstance(fields, tuple | list):
+        raise ConfigurationError("fields", str(fields), "a tuple of columns, such as (Step.id, Step.name)")
+    for name, model in (("tenant_model", tenant_model), ("shared_model", shared_model)):
+        if not isinstance(getattr(inspect(model, raiseerr=False), "mapper", None), Mapper):
+            raise ConfigurationError(name, model, "a mapped class")
+    on = foreign_key == _key(tenant_model, shared_model, foreign_key)
+    # Their types have the None in any case.
+    selected = [Selected(field, None) for field in ((shared_model,) if fields is None else fields)]
     kind = AsyncCrossSchemaQuery if isinstance(tenant_db, AsyncTenantDb) else CrossSchemaQuery
     return (
         kind(tenant_db, shared_db)  # type: ignore[arg-type]
         .from_("tenant", tenant_model)
         .left_join("shared", shared_model, on)
-        .select(tenant_model, *marked)
+        .select(tenant_model, *selected)
         .where(*_several(where))
         .order_by(*_several(order_by))
         .limit(limit)
@@ -265,19 +272,27 @@ def _several(given: Any) -> Sequence[Any]:
     return given if isinstance(given, list | tuple) else [given]
 
 
-def _key(shared_model: type[Any], foreign_key: SQLColumnExpression[Any]) -> Any:
+def _key(tenant_model: Any, shared_model: Any, foreign_key: Any) -> Any:
     """What the foreign key refers to: what it says itself, or else the primary key."""
-    mapper = inspect(shared_model, raiseerr=False)
-    if not isinstance(mapper, Mapper):
-        raise ConfigurationError("shared_model", shared_model, "a mapped class")
-    table = mapper.local_table
-    for key in getattr(foreign_key, "foreign_keys", ()):
-        if key.column.table is table:
-            return key.column
-    if len(mapper.primary_key) != 1:
+    column = getattr(foreign_key, "expression", None)
+    own = inspect(tenant_model)
+    if not isinstance(column, Column) or column.table not in {leaf for leaf, _ in leaves_of(own.selectable)}:
+        raise ConfigurationError(
+            "foreign_key", str(foreign_key), f"a column of {name_of(tenant_model)}, such as Order.step_id"
+        )
+    shared = inspect(shared_model).mapper
+    keys = [key for key in column.foreign_keys if key.column.table in shared.tables]
+    if column.foreign_keys and not keys:
+        others = ", ".join(sorted(key.target_fullname for key in column.foreign_keys))
+        raise ConfigurationError(
+            "foreign_key", str(foreign_key), f"it refers to {others}, and not to {name_of(shared_model)}"
+        )
+    target = keys[0].column if keys else shared.primary_key[0]
+    is_composite = keys and keys[0].constraint is not None and len(keys[0].constraint.elements) > 1
+    if is_composite or (not keys and len(shared.primary_key) != 1):
         raise ConfigurationError(
             "foreign_key",
             str(foreign_key),
-            f"the key of {shared_model.__name__} is not one column; use CrossSchemaQuery.left_join()",
+            f"the key of {name_of(shared_model)} is not one column; use CrossSchemaQuery.left_join()",
         )
-    return mapper.primary_key[0]
+    return getattr(shared_model, shared.get_property_by_column(target).key)

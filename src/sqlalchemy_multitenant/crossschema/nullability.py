@@ -12,9 +12,11 @@ from enum import Enum
 from functools import singledispatch
 from typing import Any
 
-from sqlalchemy import FromClause, Select
-from sqlalchemy.sql import elements, functions, operators
-from sqlalchemy.sql.selectable import Exists, ScalarSelect, SelectBase
+from sqlalchemy import CTE, CompoundSelect, FromClause, Join, Select, Subquery, Table
+from sqlalchemy.sql import elements, functions, operators, visitors
+from sqlalchemy.sql.selectable import AliasedReturnsRows, Exists, ScalarSelect, SelectBase
+
+from ..errors import ConfigurationError
 
 
 class Null(Enum):
@@ -28,10 +30,10 @@ class Null(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Sides:
-    """What a query's joins make of its tables.
+    """What a query's joins and groups make of its tables.
 
     Attributes:
-        optional: those that a row may lack.
+        optional: tables that a row may lack.
         grouped: whether each row has a group of rows behind it, as under GROUP BY; None while that is not
             known yet.
     """
@@ -40,13 +42,61 @@ class Sides:
     grouped: bool | None
 
     def judge(self, expression: Any) -> Null:
-        """Whether `expression`, a column expression, may be NULL."""
+        """Whether what is selected may be NULL. Of a column by itself, its type tells the rest."""
+        column = _unwrapped(expression)
+        if not isinstance(column, elements.ColumnClause) or column.table is None:
+            return self.judge_part(expression)
+        if column.table in self.optional:
+            return Null.PERHAPS
+        if isinstance(table_of(column), Table):
+            is_typed = "parententity" in column._annotations or not getattr(column, "nullable", False)
+            return Null.NEVER if is_typed else Null.UNKNOWN
+        # Of a subquery: what a mapped class stands for has a type, which is to be true.
+        if "parententity" not in column._annotations:
+            return Null.UNKNOWN
+        return Null.PERHAPS if may_lose_rows(column.table) else Null.NEVER
+
+    def judge_part(self, expression: Any) -> Null:
+        """Whether a part of an expression may be NULL, which the expression's type may have forgotten."""
         return _judge(expression, self)
 
     def judge_all(self, expressions: Iterable[Any]) -> Null:
         """Of an expression that is NULL as soon as one of its parts is."""
-        found = {self.judge(part) for part in expressions}
-        return next((null for null in (Null.PERHAPS, Null.UNKNOWN) if null in found), Null.NEVER)
+        return _worst(self.judge_part(part) for part in expressions)
+
+
+def _worst(found: Iterable[Null]) -> Null:
+    seen = set(found)
+    return next((null for null in (Null.PERHAPS, Null.UNKNOWN) if null in seen), Null.NEVER)
+
+
+def table_of(column: Any) -> Any:
+    """The table behind aliases that a column is of; a subquery where it is of one."""
+    table = column.table
+    while isinstance(table, AliasedReturnsRows) and not isinstance(table, CTE | Subquery):
+        table = table.element
+    return table
+
+
+def may_lose_rows(selectable: Any) -> bool:
+    """Whether there is an outer join in it, or what makes NULL of columns in other ways."""
+    return any(
+        (isinstance(part, Join) and (part.isouter or part.full))
+        or isinstance(part, CompoundSelect)
+        or (isinstance(part, functions.FunctionElement) and function_name(part) in SETS)
+        for part in visitors.iterate(selectable)
+    )
+
+
+SETS = frozenset({"cube", "grouping_sets", "rollup"})
+"""What groups by fewer columns as well, which are NULL then."""
+
+
+def function_name(function: Any) -> str:
+    """In lower case; "" of what is no function."""
+    return (
+        str(getattr(function, "name", "")).lower() if isinstance(function, functions.FunctionElement) else ""
+    )
 
 
 _NULL_SAFE = (
@@ -56,8 +106,14 @@ _NULL_SAFE = (
     operators.is_not_distinct_from,
 )
 
-_LOOKUPS = (operators.getitem, operators.json_getitem_op, operators.json_path_getitem_op)
+_LOOKUPS = frozenset({"->", "->>", "#>", "#>>"})
 """What is asked for may not be there: a key of a document, an element of an array."""
+
+_MAY_MISS = frozenset({
+    "corr", "covar_samp", "lag", "lead", "nth_value", "nullif", "regr_intercept", "regr_r2", "regr_slope",
+    "stddev", "stddev_samp", "var_samp", "variance",
+})  # fmt: skip
+"""NULL for few rows, or of their own accord."""
 
 _AGGREGATES = frozenset({
     "aggregate_strings", "any_value", "array_agg", "avg", "bit_and", "bit_or", "bit_xor", "bool_and",
@@ -69,7 +125,7 @@ _AGGREGATES = frozenset({
 (https://www.postgresql.org/docs/current/functions-aggregate.html)."""
 
 _NEVER_NULL = frozenset({
-    "clock_timestamp", "concat", "concat_ws", "count", "cume_dist", "current_date", "current_schema",
+    "clock_timestamp", "concat", "count", "cume_dist", "current_date", "current_schema",
     "current_time", "current_timestamp", "current_user", "dense_rank", "gen_random_uuid",
     "json_build_array", "json_build_object", "jsonb_build_array", "jsonb_build_object", "localtime",
     "localtimestamp", "now", "ntile", "num_nonnulls", "num_nulls", "percent_rank", "random", "rank",
@@ -88,14 +144,17 @@ def _judge(expression: Any, sides: Sides) -> Null:
 def _(column: elements.ColumnClause, sides: Sides) -> Null:  # type: ignore[type-arg]
     if column.table is None:
         return Null.UNKNOWN  # literal_column()
-    return Null.PERHAPS if column.table in sides.optional else Null.NEVER
+    if column.table in sides.optional or getattr(column, "nullable", False):
+        return Null.PERHAPS
+    return Null.NEVER if isinstance(table_of(column), Table) else Null.UNKNOWN
 
 
 @_judge.register
 def _(value: elements.BindParameter, _: Sides) -> Null:  # type: ignore[type-arg]
     if value.callable is not None or value.required:
         return Null.UNKNOWN
-    return Null.PERHAPS if value.value is None else Null.NEVER
+    values = value.value if value.expanding and isinstance(value.value, list | tuple) else [value.value]
+    return Null.PERHAPS if None in values else Null.NEVER
 
 
 @_judge.register(elements.Null)
@@ -113,18 +172,18 @@ def _(_constant: Any, _: Sides) -> Null:
 @_judge.register(elements.Label)
 @_judge.register(elements.Grouping)
 def _(wrapper: Any, sides: Sides) -> Null:
-    return sides.judge(wrapper.element)
+    return sides.judge_part(wrapper.element)
 
 
 @_judge.register(elements.Cast)
 @_judge.register(elements.TypeCoerce)
 def _(cast: Any, sides: Sides) -> Null:
-    return sides.judge(cast.clause)
+    return sides.judge_part(cast.clause)
 
 
 @_judge.register
 def _(unary: elements.UnaryExpression, sides: Sides) -> Null:  # type: ignore[type-arg]
-    return Null.NEVER if unary.operator in _NULL_SAFE else sides.judge(unary.element)
+    return Null.NEVER if unary.operator in _NULL_SAFE else sides.judge_part(unary.element)
 
 
 @_judge.register
@@ -132,7 +191,9 @@ def _(binary: elements.BinaryExpression, sides: Sides) -> Null:  # type: ignore[
     if binary.operator in _NULL_SAFE:
         return Null.NEVER
     null = sides.judge_all((binary.left, binary.right))
-    return Null.UNKNOWN if null is Null.NEVER and binary.operator in _LOOKUPS else null
+    symbol = getattr(binary.operator, "opstring", None)
+    looks_up = symbol in _LOOKUPS or "getitem" in getattr(binary.operator, "__name__", "")
+    return Null.UNKNOWN if null is Null.NEVER and looks_up else null
 
 
 @_judge.register(elements.ClauseList)
@@ -152,48 +213,65 @@ def _(case: elements.Case, sides: Sides) -> Null:  # type: ignore[type-arg]
 def _(subquery: ScalarSelect, _: Sides) -> Null:  # type: ignore[type-arg]
     """NULL where it finds no row; a count always finds one."""
     statement = subquery.element
-    is_plain = isinstance(statement, Select) and not (
-        statement._group_by_clauses or statement._having_criteria or statement._limit_clause is not None
-    )
-    columns = list(statement.selected_columns) if is_plain else []
-    counts = [column for column in columns if isinstance(_unlabelled(column), functions.count)]
+    if not isinstance(statement, Select):
+        return Null.PERHAPS
+    cuts = (statement._limit_clause, statement._offset_clause, statement._fetch_clause)
+    if any(cut is not None for cut in cuts) or statement._group_by_clauses or statement._having_criteria:
+        return Null.PERHAPS
+    counts = [c for c in statement.selected_columns if isinstance(_unwrapped(c), functions.count)]
     return Null.NEVER if counts else Null.PERHAPS
 
 
 @_judge.register
-def _(function: functions.FunctionElement, sides: Sides) -> Null:  # type: ignore[type-arg]
-    name = str(getattr(function, "name", "")).lower()
-    arguments = list(function.clauses)
+def _(function: functions.FunctionElement, sides: Sides) -> Null:  # type: ignore[type-arg]  # noqa: PLR0911
+    name, arguments = function_name(function), list(function.clauses)
+    if name == "concat_ws":
+        return sides.judge_part(arguments[0]) if arguments else Null.NEVER
     if name in _NEVER_NULL:
         return Null.NEVER
-    if name == "coalesce":
-        found = [sides.judge(argument) for argument in arguments]
-        return Null.NEVER if Null.NEVER in found else sides.judge_all(arguments)
+    if name in ("coalesce", "greatest", "least"):
+        found = [sides.judge_part(argument) for argument in arguments]
+        return Null.NEVER if Null.NEVER in found else _worst(found)
+    null = sides.judge_all(arguments)
+    if name == "array_agg" and null is Null.PERHAPS:
+        raise ConfigurationError(
+            "select",
+            str(function),
+            "its elements may be None: add .filter(... .is_not(None)), or a coalesce()",
+        )
+    if name in _MAY_MISS:
+        return Null.PERHAPS
     if name in _AGGREGATES:
         if sides.grouped is False:
             return Null.PERHAPS
-        null = sides.judge_all(arguments)
         return null if sides.grouped or null is Null.PERHAPS else Null.UNKNOWN
-    return Null.PERHAPS if sides.judge_all(arguments) is Null.PERHAPS else Null.UNKNOWN
+    return Null.PERHAPS if null is Null.PERHAPS else Null.UNKNOWN
 
 
 @_judge.register
 def _(filtered: elements.FunctionFilter, sides: Sides) -> Null:  # type: ignore[type-arg]
     """The filter may leave no rows."""
-    name = str(getattr(filtered.func, "name", "")).lower()
-    return Null.PERHAPS if name in _AGGREGATES else sides.judge(filtered.func)
+    is_aggregate = function_name(filtered.func) in _AGGREGATES
+    return Null.PERHAPS if is_aggregate else sides.judge_part(filtered.func)
 
 
 @_judge.register
 def _(ordered: elements.WithinGroup, sides: Sides) -> Null:  # type: ignore[type-arg]
-    return sides.judge(ordered.element)
+    return _worst((sides.judge_part(ordered.element), sides.judge_part(ordered.order_by)))
 
 
 @_judge.register
 def _(window: elements.Over, sides: Sides) -> Null:  # type: ignore[type-arg]
-    """Its rows are those of a window, which has at least the current one, unless its frame leaves it out."""
-    inner = Sides(sides.optional, grouped=None)
-    return inner.judge(window.element)
+    """Its rows are those of a window, which has at least the current one, unless a frame leaves that out."""
+    name = function_name(window.element)
+    if name in _MAY_MISS:
+        return Null.PERHAPS
+    if name not in _AGGREGATES and name not in ("first_value", "last_value"):
+        return sides.judge_part(window.element)
+    frames = ("rows", "range_", "groups", "exclude")
+    if any(getattr(window, frame, None) is not None for frame in frames):
+        return Null.PERHAPS
+    return sides.judge_all(window.element.clauses)
 
 
 def parts_of(expression: Any) -> Iterator[Any]:
@@ -208,12 +286,11 @@ def has_aggregate(expression: Any) -> bool:
     """Whether an aggregate function in it makes one row of many; over a window it makes none."""
     parts = list(parts_of(expression))
     windows = [part for part in parts if isinstance(part, elements.Over)]
-    return not windows and any(
-        isinstance(part, functions.FunctionElement)
-        and str(getattr(part, "name", "")).lower() in (*_AGGREGATES, "count")
-        for part in parts
-    )
+    return not windows and any(function_name(part) in (*_AGGREGATES, "count") for part in parts)
 
 
-def _unlabelled(column: Any) -> Any:
-    return column.element if isinstance(column, elements.Label) else column
+def _unwrapped(column: Any) -> Any:
+    """What is behind labels."""
+    while isinstance(column, elements.Label):
+        column = column.element
+    return column

@@ -25,7 +25,7 @@ class Optional(Generic[T]):
         return f"optional({self.entity})"
 
 
-def optional(entity: Entity[T]) -> Optional[T | None]:
+def optional(entity: Entity[T | None]) -> Optional[T | None]:
     """Mark what `CrossSchemaQuery.select()` is given as standing on the optional side of an outer join.
 
     Python's types cannot know on which side of a join a column stands; the query does, and holds the marks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import secrets
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar, overload
 
@@ -11,7 +12,7 @@ from sqlalchemy import Connection, Row, TextClause, text
 from ..database import TenantDb
 from ..database_async import AsyncTenantDb
 from ..errors import ConfigurationError
-from ..isolation.sqltext import code_only
+from ..isolation.sqltext import code_only, split_statements
 from ..naming import quote_ident
 from .handles import AnyDb, layout_of
 from .rows import RowClass
@@ -20,7 +21,14 @@ R = TypeVar("R")
 
 # Not within a name, in which a dollar sign may stand
 # (https://www.postgresql.org/docs/current/sql-syntax-lexical.html).
-_SCHEMA = re.compile(r"(?<![\w$])\$(?P<owner>[A-Za-z_]\w*)(?![\w$])")
+# A colon begins a parameter where a name follows, but not in `::type`, `:=` or a slice such as `[1:2]`.
+_PLACE = re.compile(
+    r"(?<![\w$])\$(?P<owner>[A-Za-z_]\w*)(?![\w$])"
+    r"|(?<![:\w\]\\]):(?P<param>[^\W\d]\w*)"
+)
+
+_PREFIX = f"p{secrets.token_hex(4)}_"
+"""Of parameters' names: under asyncpg, SQLAlchemy takes `%(name)s` in a string for the parameter `name`."""
 
 
 @overload
@@ -60,7 +68,8 @@ def cross_schema_raw(
         tenant_db: the tenant's handle. With one of an `AsyncTenantManager`, await the result.
         sql: a statement, in which `$tenant` stands for the tenant's schema, and `$shared` for the shared
             one. In strings, quoted names, comments and dollar-quoted bodies nothing is replaced. Names
-            without a schema are found in the tenant's first, then in the shared one.
+            without a schema are found in the tenant's first, then in the shared one. A colon before a name
+            that is to be one is written `\\:`.
         params: the values of `:name` in it.
         into: the class of the rows, whose fields are the columns' names: a NamedTuple, a dataclass, a
             TypedDict or a pydantic model. Left out: SQLAlchemy's `Row`, without types.
@@ -70,8 +79,12 @@ def cross_schema_raw(
             not in the statement; or something else than `$tenant` and `$shared` is to be replaced. Nothing
             was committed.
     """
-    if tenant_db.tenant is None:
+    if not isinstance(tenant_db, TenantDb | AsyncTenantDb) or tenant_db.tenant is None:
         raise ConfigurationError("tenant_db", tenant_db, "the handle of a tenant: tenants.get_db(...)")
+    if not isinstance(sql, str):
+        raise ConfigurationError("sql", sql, "SQL as a str; other statements go to tenant_db.execute()")
+    if params is not None and not isinstance(params, Mapping):
+        raise ConfigurationError("params", params, 'a dict, such as {"least": 10}')
     template = RawSql(sql, dict(params or {}), layout_of(tenant_db).shared_schema)
     rows = RowClass.of(into) if into is not None else None
 
@@ -115,22 +128,28 @@ class RawSql:
     def __init__(self, sql: str, params: dict[str, Any], shared_schema: str) -> None:
         """
         Raises:
-            ConfigurationError: something else than `$tenant` and `$shared` is to be replaced, or the
-                parameters are not those of the statement.
+            ConfigurationError: something else than `$tenant` and `$shared` is to be replaced, there are
+                several statements, or the parameters are not those of the statement.
         """
         self._sql, self._code = sql, code_only(sql)
-        self._places = list(_SCHEMA.finditer(self._code))
+        if len(split_statements(sql)) > 1:
+            raise ConfigurationError("sql", sql, "one statement at a time")
+        self._places = list(_PLACE.finditer(self._code))
         for place in self._places:
-            if place["owner"] not in ("tenant", "shared"):
+            if place["owner"] not in (None, "tenant", "shared"):
                 raise ConfigurationError("sql", place.group(), "only $tenant and $shared stand for schemas")
         self._needs_tenant = any(place["owner"] == "tenant" for place in self._places)
         self._shared = quote_ident(shared_schema)
-        self.params = params
-        wanted = set(self._text(tenant_schema="tenant").compile().params)
+        wanted = {place["param"] for place in self._places if place["param"]}
         if missing := sorted(wanted - set(params)):
-            raise ConfigurationError("params", params, f"no value for {', '.join(missing)}")
+            raise ConfigurationError(
+                "params",
+                params,
+                f"no value for {', '.join(missing)}; a colon that begins no parameter is \\:",
+            )
         if unknown := sorted(set(params) - wanted):
             raise ConfigurationError("params", params, f"not in the statement: {', '.join(unknown)}")
+        self.params = {_PREFIX + name: value for name, value in params.items()}
 
     def statement(self, connection: Connection) -> TextClause:
         """The statement for the connection's tenant."""
@@ -143,11 +162,16 @@ class RawSql:
         schemas = {"tenant": quote_ident(tenant_schema), "shared": self._shared}
         parts, at = [], 0
         for place in self._places:
-            parts += [self._escaped(at, place.start()), schemas[place["owner"]].replace(":", r"\:")]
+            parts.append(self._escaped(at, place.start()))
+            name = place["param"]
+            parts.append(f":{_PREFIX}{name}" if name else schemas[place["owner"]].replace(":", r"\:"))
             at = place.end()
         return text("".join([*parts, self._escaped(at, len(self._sql))]))
 
     def _escaped(self, start: int, end: int) -> str:
-        """A part of the statement, in which a colon that is not code begins no parameter."""
-        pairs = zip(self._sql[start:end], self._code[start:end], strict=True)
-        return "".join(r"\:" if char == ":" and code != ":" else char for char, code in pairs)
+        """A part of the statement, whose colons begin no parameters."""
+        escaped = []
+        for at in range(start, end):
+            is_escaped = self._code[at] == ":" and at > 0 and self._code[at - 1] == "\\"
+            escaped.append(r"\:" if self._sql[at] == ":" and not is_escaped else self._sql[at])
+        return "".join(escaped)
