@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .database_async import AsyncTenantDb as AsyncTenantDb
     from .errors import ConfigurationError as ConfigurationError
     from .errors import InvalidTenantIdError as InvalidTenantIdError
+    from .errors import InvalidTokenError as InvalidTokenError
     from .errors import MigrationError as MigrationError
     from .errors import MissingExtraError as MissingExtraError
     from .errors import MultitenantError as MultitenantError
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .errors import ProvisioningError as ProvisioningError
     from .errors import TenantBusyError as TenantBusyError
     from .errors import TenantCollisionError as TenantCollisionError
+    from .errors import TenantConflictError as TenantConflictError
     from .errors import TenantError as TenantError
     from .errors import TenantExistsError as TenantExistsError
     from .errors import TenantNotFoundError as TenantNotFoundError
@@ -71,6 +73,7 @@ _HOMES = {
     "errors": (
         "ConfigurationError",
         "InvalidTenantIdError",
+        "InvalidTokenError",
         "MigrationError",
         "MissingExtraError",
         "MultitenantError",
@@ -78,6 +81,7 @@ _HOMES = {
         "ProvisioningError",
         "TenantBusyError",
         "TenantCollisionError",
+        "TenantConflictError",
         "TenantError",
         "TenantExistsError",
         "TenantNotFoundError",
@@ -109,6 +113,7 @@ __all__ = [
     "Difference",
     "Hooks",
     "InvalidTenantIdError",
+    "InvalidTokenError",
     "Isolation",
     "Metrics",
     "MigrationError",
@@ -125,6 +130,7 @@ __all__ = [
     "TenantBusyError",
     "TenantCollisionError",
     "TenantConfig",
+    "TenantConflictError",
     "TenantContext",
     "TenantDb",
     "TenantError",

@@ -364,3 +364,28 @@ def test_a_connection_given_back_is_nobodys(harness: Harness) -> None:
     with pytest.raises(Exception, match="closed"):
         kept[0].execute(text("SELECT name FROM users"))
     assert harness.session("b", names) == ["bob"]
+
+
+HIDDEN = [
+    "SELECT t.create function, t.begin atomic FROM (SELECT 1 AS create, 2 AS begin) t; {} --",
+    "SELECT $a€$ ' $a€$; {} --'",
+    "SELECT $\U0001f600$ ' $\U0001f600$; {} --'",
+    "SELECT E'a' --c\n'\\' || '; {} --'",
+    "SELECT E'a'\r'\\' || '; {} --'",
+    "SHOW server_version; {}",
+]
+
+
+def test_nothing_behind_a_statement_that_is_read_otherwise(harness: Harness, plain: Engine) -> None:
+    """A COMMIT in text whose strings and bodies we and the server tell apart differently."""
+    for statement in HIDDEN:
+        sql = statement.format("COMMIT; CREATE TABLE public.evil(x int);").replace(":", r"\:")
+
+        def attempt(session: Session, sql: str = sql) -> None:
+            session.execute(text("SELECT 1"))
+            with pytest.raises(Exception, match=r"multiple|COMMIT|syntax"):
+                session.execute(text(sql))
+
+        harness.session("a", attempt)
+    with plain.connect() as connection:
+        assert connection.scalar(text("SELECT to_regclass('public.evil')")) is None

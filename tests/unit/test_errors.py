@@ -12,6 +12,8 @@ ALL = [
     errors.ConfigurationError("connection.pool_size", 0, "a whole number, at least 1"),
     errors.MissingExtraError("the embedded server", "embedded"),
     errors.NoTenantError(),
+    errors.TenantConflictError("the request names 2 tenants"),
+    errors.InvalidTokenError("it has expired"),
     errors.InvalidTenantIdError("a b", "no blanks"),
     errors.TenantNotFoundError("a"),
     errors.TenantExistsError("a"),

@@ -7,40 +7,49 @@ with what the statement before it found, which travels as one JSON document; the
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+import secrets
+from collections.abc import Coroutine, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any, TypeVarTuple, Unpack, cast, overload
+from typing import Any, TypeVarTuple, Unpack, overload
 
 from sqlalchemy import (
-    BigInteger,
     Connection,
-    Enum,
-    Float,
-    Integer,
-    Numeric,
     Select,
+    Table,
     Text,
     bindparam,
     func,
     literal,
     select,
+    text,
     type_coerce,
 )
 from sqlalchemy import cast as sql_cast
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.dialects.postgresql.ext import DistinctOnClause
-from sqlalchemy.sql import elements, functions, operators, visitors
-from sqlalchemy.types import NullType, TypeEngine
+from sqlalchemy.engine import result_tuple
+from sqlalchemy.sql import elements, visitors
 
-from ..errors import ConfigurationError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from .all_tenants import Asked, FleetOptions
 from .fleet import Question, Unit, Work
-from .nullability import has_aggregate
-from .union import TenantSelect, item_type
+from .merge import (
+    MergedColumn,
+    check_clauses,
+    check_groups,
+    check_order,
+    merged_column,
+    number_of,
+    refused,
+    unlabelled,
+)
+from .union import TenantSelect
 
 Ts = TypeVarTuple("Ts")
+
+_SO_FAR = f"so_far_{secrets.token_hex(4)}"
+"""A parameter; of a name that no user's has."""
 
 
 @overload
@@ -73,7 +82,7 @@ def aggregate_all(
             HAVING, an aggregate over distinct values, SQL text, or a mapped class.
         TenantQueryError: the database refused the statement for a tenant.
     """
-    asked = Asked(manager, statement, dict(options))
+    asked = Asked(manager, statement, dict(options), FleetOptions.__annotations__)
     total = Total.of(statement, asked.question)
     if isinstance(manager, AsyncTenantManager):
         return _total_async(manager, asked, total)
@@ -81,8 +90,8 @@ def aggregate_all(
 
 
 def _total(manager: TenantManager, asked: Asked, total: Total) -> list[Any]:
-    so_far = "[]"
-    work = total.work()
+    so_far = Found()
+    work = total.work(asked)
     work.begin(*asked.choose(manager._provisioner.list_members()))
     while units := work.take():
         try:
@@ -98,8 +107,8 @@ def _total(manager: TenantManager, asked: Asked, total: Total) -> list[Any]:
 
 
 async def _total_async(manager: AsyncTenantManager, asked: Asked, total: Total) -> list[Any]:
-    so_far = "[]"
-    work = total.work()
+    so_far = Found()
+    work = total.work(asked)
     work.begin(*asked.choose(await asyncio.to_thread(manager._provisioner.list_members)))
     while units := work.take():
         try:
@@ -114,23 +123,17 @@ async def _total_async(manager: AsyncTenantManager, asked: Asked, total: Total) 
         return await connection.run_sync(total.finish, so_far)
 
 
-@dataclass(frozen=True)
-class _Column:
-    """A column of the statement, and how it is put together from those of tenants.
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What was found so far.
 
     Attributes:
-        name: of the column; None where it has none.
-        type: of the column.
-        parts: what each tenant is asked for; two for an average.
-        merge: puts the answers to a part together; None for what rows are grouped by.
-        combine: from the merged parts to the column.
+        document: rows, JSON, as the server wrote them.
+        types: of their columns, as the server calls them; none before anything was found.
     """
 
-    name: str | None
-    type: TypeEngine[Any]
-    parts: tuple[Any, ...]
-    merge: Callable[[Any], Any] | None
-    combine: Callable[..., Any]
+    document: str = "[]"
+    types: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -141,13 +144,16 @@ class Total:
         statement: as the user wrote it.
         columns: of it.
         is_merged: whether rows of several tenants become one; else they are only ordered and cut.
+        limit, offset: of all rows.
         partial: what each tenant is asked.
         question: with the options.
     """
 
     statement: Select[*tuple[Any, ...]]
-    columns: tuple[_Column, ...]
+    columns: tuple[MergedColumn, ...]
     is_merged: bool
+    limit: int | None
+    offset: int
     partial: TenantSelect
     question: Question
 
@@ -158,56 +164,53 @@ class Total:
             ConfigurationError: it cannot be put together from the answers of tenants.
         """
         if question.together is None:
-            raise _refused(statement, "it can only be asked of one tenant at a time: use for_all_tenants()")
-        columns = tuple(map(_column, statement.selected_columns))
-        is_merged = bool(any(c.merge for c in columns) or statement._group_by_clauses or statement._distinct)
-        if statement._having_criteria:
-            raise _refused(statement, "HAVING is of each tenant's groups; filter the rows that come back")
-        if statement._distinct_on or any(
-            isinstance(p, DistinctOnClause) for p in visitors.iterate(statement)
-        ):
-            raise _refused(statement, "DISTINCT ON cannot be put together; group by the columns")
-        if not is_merged and statement._limit is None:
-            raise _refused(statement, "it has neither an aggregate nor a LIMIT: use for_all_tenants()")
-        selected = [_unlabelled(own) for own in statement.selected_columns]
-        for clause in statement._group_by_clauses:
-            if not any(_unlabelled(clause).compare(own) for own in selected):
-                raise _refused(clause, "rows are grouped by it; select it, too")
+            raise refused(statement, "it can only be asked of one tenant at a time: use for_all_tenants()")
+        check_clauses(statement)
+        columns = tuple(map(merged_column, statement.selected_columns))
+        groups = [unlabelled(clause) for clause in statement._group_by_clauses]
+        is_merged = bool(any(c.merge for c in columns) or groups or statement._distinct)
+        limit, offset = number_of(statement, "_limit"), number_of(statement, "_offset")
+        if not is_merged and limit is None:
+            raise refused(statement, "it has neither an aggregate nor a LIMIT: use for_all_tenants()")
+        check_groups(columns, groups)
         parts = [part.label(f"p{at}") for at, part in enumerate(p for c in columns for p in c.parts)]
         one = statement.with_only_columns(*parts).offset(None)
-        if is_merged:
-            one = one.order_by(None).limit(None)
-        else:
-            one = one.limit((statement._limit or 0) + (statement._offset or 0))
+        one = one.order_by(None).limit(None) if is_merged else one.limit((limit or 0) + (offset or 0))
         partial = TenantSelect.of(one, question.layout.schemas)
         if partial is None:  # what the whole passed, its parts pass
             raise AssertionError(one)
-        stored = tuple(_stored(part, column) for column in columns for part in column.parts)
-        total = cls(statement, columns, is_merged, replace(partial, types=stored), question)
+        total = cls(statement, columns, is_merged, limit, offset or 0, partial, question)
         total._order([literal(None)] * len(columns))  # refuses what it cannot order by
         return total
 
-    def work(self) -> Work:
+    def work(self, asked: Asked) -> Work:
         """What is to be asked."""
-        return Work(replace(self.question, statement=self.partial.statement), False, None, 1)
+        question = replace(self.question, statement=self.partial.statement)
+        skips_gone = asked.tenants is None and question.uses_catalog
+        return Work(question, returns_errors=False, limit=None, concurrency=1, skips_gone=skips_gone)
 
-    def add(self, connection: Connection, unit: Unit, so_far: str) -> str:
-        """What was found so far, together with the answers of `unit`: JSON."""
+    def add(self, connection: Connection, unit: Unit, so_far: Found) -> Found:
+        """What was found so far, together with the answers of `unit`."""
         self.question.enter(connection)
-        rows = self._merged(unit).subquery("q")
-        document = func.coalesce(
-            func.jsonb_agg(func.to_jsonb(rows.table_valued())), sql_cast(literal("[]", Text()), JSONB)
-        )
-        found = connection.execute(
-            select(sql_cast(document, Text)), {**self.question.params, "so_far": so_far}
-        ).scalar_one()
+        merged, params = self._merged(unit, so_far), self._params(so_far)
+        types = so_far.types or _types_of(connection, merged, params)
+        rows = merged.subquery("q")
+        empty = sql_cast(literal("[]", Text()), JSONB)
+        document = func.coalesce(func.jsonb_agg(func.to_jsonb(rows.table_valued())), empty)
+        found = connection.execute(select(sql_cast(document, Text)), params).scalar_one()
         self.question.check(connection, unit)
-        return str(found)
+        return Found(str(found), types)
 
-    def finish(self, connection: Connection, so_far: str) -> list[Any]:
+    def finish(self, connection: Connection, so_far: Found) -> list[Any]:
         """The rows, from what was found."""
+        if not so_far.types:
+            # Nobody was asked: without groups, an aggregate over nothing is a row all the same.
+            has_row = self.is_merged and all(column.merge for column in self.columns)
+            row_of = result_tuple([column.name or f"c{at}" for at, column in enumerate(self.columns)])
+            empty = [row_of(tuple(0 if c.is_count else None for c in self.columns))] if has_row else []
+            return empty[self.offset :][: self.limit]
         self.question.enter(connection)
-        merged = self._merged(()).subquery("q")
+        merged = self._merged((), so_far).subquery("q")
         parts = iter(merged.c)
         columns = [column.combine(*(next(parts) for _ in column.parts)) for column in self.columns]
         rows = select(
@@ -216,14 +219,16 @@ class Total:
                 for value, column in zip(columns, self.columns, strict=True)
             )
         ).select_from(merged)
-        rows = (
-            rows.order_by(*self._order(columns)).limit(self.statement._limit).offset(self.statement._offset)
-        )
-        return list(connection.execute(rows, {"so_far": so_far}))
+        rows = rows.order_by(*self._order(columns)).limit(self.limit).offset(self.offset)
+        return list(connection.execute(rows, self._params(so_far)))
 
-    def _merged(self, unit: Unit) -> Select[*tuple[Any, ...]]:
+    def _params(self, so_far: Found) -> dict[str, Any]:
+        return {**self.question.params, _SO_FAR: so_far.document}
+
+    def _merged(self, unit: Unit, so_far: Found) -> Select[*tuple[Any, ...]]:
         """The rows of `unit` and those that were found so far, put together."""
-        rows = self.partial.union_of(unit, sql_cast(bindparam("so_far", type_=Text()), JSONB))
+        document = sql_cast(bindparam(_SO_FAR, type_=Text()), JSONB) if so_far.types else None
+        rows = replace(self.partial, stored=so_far.types).union_of(unit, document)
         cells = iter(rows.c)
         values: list[Any] = []
         keys: list[Any] = []
@@ -235,8 +240,7 @@ class Total:
         statement = select(*(value.label(f"c{at}") for at, value in enumerate(values))).select_from(rows)
         if self.is_merged:
             return statement.group_by(*keys)
-        most = (self.statement._limit or 0) + (self.statement._offset or 0)
-        return statement.order_by(*self._order(values)).limit(most)
+        return statement.order_by(*self._order(values)).limit((self.limit or 0) + self.offset)
 
     def _order(self, columns: Sequence[Any]) -> list[Any]:
         """ORDER BY of the statement, over these columns in the place of its own."""
@@ -247,110 +251,29 @@ class Total:
                 if isinstance(element, elements._textual_label_reference):
                     if element.element == column.name:
                         return target
-                elif isinstance(element, elements.ColumnElement) and _unlabelled(element).compare(
-                    _unlabelled(own)
+                elif isinstance(element, elements.ColumnElement) and unlabelled(element).compare(
+                    unlabelled(own)
                 ):
-                    _check_order(column.type, element)
+                    check_order(column.type, element)
                     return target
             return None
 
         ordered = []
         for clause in self.statement._order_by_clauses:
             found = visitors.replacement_traverse(clause, {}, find)
-            if found.compare(clause):
-                raise _refused(clause, "rows are ordered by it; select it, too")
+            left = [part for part in visitors.iterate(found) if isinstance(part, elements.ColumnClause)]
+            if found.compare(clause) or any(isinstance(column.table, Table) for column in left):
+                raise refused(clause, "rows are ordered by it; select it, too")
             ordered.append(found)
         return ordered
 
 
-def _refused(what: Any, reason: str) -> ConfigurationError:
-    return ConfigurationError("statement", " ".join(str(what).split()), reason)
-
-
-def _unlabelled(element: Any) -> Any:
-    """What is behind labels, and the lists of one that SQLAlchemy makes of a function in GROUP BY."""
-    while True:
-        if isinstance(element, elements.Label | elements._label_reference):
-            element = element.element
-        elif isinstance(element, elements.ClauseList) and len(element.clauses) == 1:
-            (element,) = element.clauses
-        else:
-            return element
-
-
-def _check_order(type_: TypeEngine[Any], what: Any) -> None:
-    if isinstance(item := item_type(type_), Enum) and item.native_enum:
-        raise _refused(what, "each tenant has an enum of its own, and its order is not that of others")
-
-
-def _column(column: Any) -> _Column:
-    """How a column is put together."""
-    expression = _unlabelled(column)
-    key = getattr(column, "key", None)
-    name = None if key is None or str(key).startswith("_no_label") else str(key)
-    function = expression.func if isinstance(expression, elements.FunctionFilter) else expression
-    kind = (
-        str(getattr(function, "name", "")).lower() if isinstance(function, functions.FunctionElement) else ""
+def _types_of(connection: Connection, statement: Any, params: dict[str, Any]) -> tuple[str, ...]:
+    """The types of a statement's columns, as the server calls them."""
+    with closing(connection.execute(select(statement.limit(0).subquery("q")), params)) as result:
+        described: Any = result.cursor
+        oids = [int(column[1]) for column in described.description]
+    names = text(
+        "SELECT format_type(o, NULL) FROM unnest(CAST(:oids AS oid[])) WITH ORDINALITY AS u(o, n) ORDER BY n"
     )
-    inner = list(function.clauses) if kind in _MERGES else [expression]
-    if kind in _MERGES and any(
-        getattr(argument, "operator", None) is operators.distinct_op for argument in inner
-    ):
-        raise _refused(column, "the distinct values of tenants cannot be put together: group by them instead")
-    if any(has_aggregate(argument) for argument in inner):
-        raise _refused(column, f"only {', '.join(sorted(_MERGES))} can be put together, each by itself")
-    if kind in ("min", "max"):
-        _check_order(column.type, column)
-    if kind == "avg":
-
-        def part(aggregate: Any) -> Any:
-            own = aggregate(*inner)
-            return own.filter(expression.criterion) if expression is not function else own
-
-        is_float = isinstance(inner[0].type, Float)
-        type_ = Float() if is_float else Numeric()
-        return _Column(
-            name,
-            type_ if isinstance(column.type, NullType) else column.type,
-            (part(func.sum), part(func.count)),
-            _SUM,
-            lambda total, count: sql_cast(total, type_) / func.nullif(sql_cast(count, type_), 0),
-        )
-    merge, combine = _MERGES.get(kind, (None, _itself))
-    if kind == "sum" and isinstance(column.type, Integer) and not isinstance(column.type, BigInteger):
-        combine = _whole
-    return _Column(name, column.type, (expression,), merge, combine)
-
-
-def _itself(value: Any) -> Any:
-    return value
-
-
-def _whole(value: Any) -> Any:
-    return sql_cast(value, BigInteger)
-
-
-def _number(value: Any) -> Any:
-    return sql_cast(func.coalesce(value, 0), BigInteger)
-
-
-_SUM = func.sum
-
-_MERGES: dict[str, tuple[Callable[[Any], Any], Callable[..., Any]]] = {
-    "avg": (_SUM, _itself),
-    "count": (_SUM, _number),
-    "max": (func.max, _itself),
-    "min": (func.min, _itself),
-    "sum": (_SUM, _itself),
-}
-"""How the answers to an aggregate are merged, and what becomes of the result."""
-
-
-def _stored(part: Any, column: _Column) -> TypeEngine[Any]:
-    """The type of a part in the document of what was found so far: a sum of whole numbers may be too large
-    for the type of what is added."""
-    if column.merge is _SUM and isinstance(part.type, Integer):
-        return Numeric()
-    if isinstance(part.type, NullType):
-        raise _refused(part, "its type is not known; say it: type_coerce(..., String)")
-    return cast("TypeEngine[Any]", part.type)
+    return tuple(connection.execute(names, {"oids": oids}).scalars())

@@ -25,13 +25,17 @@ from .handles import layout_of
 
 Ts = TypeVarTuple("Ts")
 
+MAX_TIMEOUT_S = 2_147_483
+"""PostgreSQL counts milliseconds, in 32 bits."""
+
 
 class FleetOptions(TypedDict, total=False):
     """How `for_all_tenants` and `aggregate_all` ask.
 
     Attributes:
-        tenants: the ids of those to ask; left out: all of `where_status`.
-        where_status: `"active"` (the default), `"suspended"`, or None for both.
+        tenants: the ids of those to ask; left out: all. One that is dropped or suspended meanwhile is an
+            error only where it is named here.
+        where_status: what they must be: `"active"` (the default), `"suspended"`, or None for either.
         params: values of the statement's own parameters.
         statement_timeout_s: seconds that one statement, with as many tenants as are in it, may take; None
             for no limit. Left out: 30.
@@ -145,12 +149,14 @@ def for_all_tenants(
     """
     if errors not in ("raise", "return"):
         raise ConfigurationError("errors", errors, "'raise' or 'return'")
-    asked = Asked(manager, statement, dict(options))
+    known = {*FleetOptions.__annotations__, *RowOptions.__annotations__}
+    asked = Asked(manager, statement, dict(options), known)
     work = Work(
         asked.question,
         returns_errors=errors == "return",
         limit=asked.limit,
         concurrency=asked.concurrency,
+        skips_gone=asked.tenants is None and asked.question.uses_catalog,
     )
     if isinstance(manager, AsyncTenantManager):
         return _rows_async(manager, asked, work)
@@ -161,10 +167,13 @@ class Asked:
     """The options of a query, checked."""
 
     def __init__(
-        self, manager: TenantManager | AsyncTenantManager, statement: Executable, options: dict[str, Any]
+        self,
+        manager: TenantManager | AsyncTenantManager,
+        statement: Executable,
+        options: dict[str, Any],
+        known: Iterable[str],
     ) -> None:
-        known = {*FleetOptions.__annotations__, *RowOptions.__annotations__}
-        if unknown := set(options) - known:
+        if unknown := set(options) - set(known):
             raise ConfigurationError(
                 "options", sorted(unknown), f"the options are {', '.join(sorted(known))}"
             )
@@ -188,6 +197,9 @@ class Asked:
             status = TenantStatus(status)
         read_only = options.get("read_only", True)
         check(isinstance(read_only, bool), "read_only", read_only, "True or False")
+        params = options.get("params") or {}
+        check(isinstance(params, Mapping), "params", params, 'a dict, such as {"least": 10}')
+        check(timeout is None or timeout <= MAX_TIMEOUT_S, "statement_timeout_s", timeout, "at most 24 days")
         self.tenants = None if ids is None else parse_tenant_ids(ids)
         self.status: TenantStatus | None = status
         self.limit: int | None = limit
@@ -198,7 +210,7 @@ class Asked:
             layout_of(manager.get_shared_db()),
             uses_catalog=manager.config.migrations.discover is None,
             statement=statement,
-            params=options.get("params") or {},
+            params=params,
             batch=batch,
             timeout_s=timeout,
             is_read_only=read_only,
@@ -208,7 +220,8 @@ class Asked:
     def choose(self, members: Iterable[Member]) -> tuple[list[Member], list[TenantError]]:
         """Whom to ask, and who cannot be asked; has the audit told."""
         chosen, errors = choose(list(members), self.tenants, self.status)
-        sql = str(self.question.statement.compile(dialect=postgresql.dialect()))  # type: ignore[attr-defined]
+        dialect = postgresql.dialect(paramstyle="named")
+        sql = str(self.question.statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         ids = tuple(member.id for member in chosen)
         self._hook(
             CrossTenantQuery(
@@ -233,6 +246,9 @@ def _rows(manager: TenantManager, asked: Asked, work: Work) -> Generator[Any, No
             outcomes = threads.map(lambda unit: _collect(manager, asked, work, unit), units)
             for unit, outcome in zip(units, outcomes, strict=True):
                 yield from work.settle(unit, *outcome)
+                while work.must_ask_again:
+                    (again,) = work.take()
+                    yield from work.settle(again, *_collect(manager, asked, work, again))
 
 
 def _stream(manager: TenantManager, asked: Asked, work: Work, unit: Unit) -> Generator[Any, None, None]:
@@ -243,6 +259,8 @@ def _stream(manager: TenantManager, asked: Asked, work: Work, unit: Unit) -> Gen
             with closing(batches):
                 for batch in batches:
                     yield from work.accept(batch)
+                    if work.is_full:
+                        break
     except Exception as error:
         yield from work.fail(unit, error)
     else:
@@ -275,6 +293,10 @@ async def _rows_async(manager: AsyncTenantManager, asked: Asked, work: Work) -> 
         for unit, outcome in zip(units, outcomes, strict=True):
             for answer in work.settle(unit, *outcome):
                 yield answer
+            while work.must_ask_again:
+                (again,) = work.take()
+                for answer in work.settle(again, *await _collect_async(manager, asked, work, again)):
+                    yield answer
 
 
 async def _stream_async(
@@ -288,6 +310,8 @@ async def _stream_async(
                 while batch := await connection.run_sync(lambda _: next(batches, None)):
                     for row in work.accept(batch):
                         yield row
+                    if work.is_full:
+                        break
             finally:
                 await connection.run_sync(lambda _: batches.close())
     except Exception as error:

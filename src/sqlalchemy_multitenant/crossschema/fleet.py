@@ -13,10 +13,22 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
-from sqlalchemy import CompoundSelect, Connection, CursorResult, Executable, Select, Table, TextClause, text
+from sqlalchemy import (
+    CompoundSelect,
+    Connection,
+    CursorResult,
+    Executable,
+    Select,
+    Table,
+    TextClause,
+    TextualSelect,
+    UpdateBase,
+    text,
+)
 from sqlalchemy.engine import result_tuple
+from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
 
@@ -24,18 +36,25 @@ from ..catalog.members import Member
 from ..catalog.records import TenantStatus
 from ..catalog.source import Layout
 from ..catalog.table import TABLE, qualified, usable_sql
-from ..errors import TenantError, TenantNotFoundError, TenantQueryError, TenantSuspendedError
+from ..database import needs_unique
+from ..errors import (
+    MultitenantError,
+    TenantError,
+    TenantNotFoundError,
+    TenantQueryError,
+    TenantSuspendedError,
+)
 from ..isolation.run import run_sql
 from ..isolation.sqltext import code_only
 from ..naming import TenantId, path_sql, quote_ident, quote_literal
 from .nullability import has_aggregate
-from .union import TenantSelect
+from .union import TenantSelect, loads_objects
 
 TENANTS_A_STATEMENT = 250
 """For a statement with one table; less where it has more, since each costs locks, and those are finite
 (https://www.postgresql.org/docs/current/runtime-config-locks.html)."""
 
-_NEVER_TOGETHER = frozenset({"42804", "42883", "42704"})
+_NEVER_TOGETHER = frozenset({"42804", "42846", "42883", "42704"})
 """Types of the branches that differ, a function or type that only the search path finds: no union will do
 (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
 
@@ -99,9 +118,12 @@ class Question:
     @cached_property
     def _has_cursor(self) -> bool:
         """Whether the server keeps a cursor for the answers, as it can for a query."""
-        if isinstance(self.statement, TextClause):
-            return self.is_read_only and _QUERY.match(code_only(self.statement.text)) is not None
-        return isinstance(self.statement, Select | CompoundSelect) and not self.is_short
+        statement = self.statement.element if isinstance(self.statement, TextualSelect) else self.statement
+        if isinstance(statement, TextClause):
+            return self.is_read_only and _QUERY.match(code_only(statement.text)) is not None
+        # Objects may bring others along, which a cursor cannot: a tenant's are read at once.
+        reads = isinstance(statement, Select | CompoundSelect) and not self.is_short
+        return reads and not loads_objects(statement)
 
     def ask_all(self, connection: Connection, unit: Unit, *, together: bool) -> list[Answer]:
         """As `ask`, at once."""
@@ -125,12 +147,23 @@ class Question:
                 self.check(connection, unit)
                 yield from result.partitions(self.batch)
             return
+        params = dict(self.params)
+        if isinstance(self.statement, UpdateBase) and not self.statement._returning:
+            options = {"preserve_rowcount": True}
+            with closing(connection.execute(self.statement, params, execution_options=options)) as done:
+                self.check(connection, unit)
+                yield [_changed(unit[0].id, done.rowcount)]
+            return
         with (
             Session(bind=connection, expire_on_commit=False) as session,
-            closing(session.execute(self.statement, dict(self.params), execution_options=options)) as rows,
+            closing(session.execute(self.statement, params, execution_options=options)) as rows,
         ):
             self.check(connection, unit)
-            for batch in _with_tenant(rows, unit[0].id, self.batch):
+            if isinstance(rows, CursorResult) and not rows.returns_rows:
+                yield [_changed(unit[0].id, rows.rowcount)]
+                return
+            each = rows.unique() if needs_unique(rows) else rows
+            for batch in _with_tenant(each, unit[0].id, self.batch):
                 session.expunge_all()
                 yield batch
 
@@ -151,7 +184,9 @@ class Question:
             usable = run_sql(connection, usable_sql(quote_literal(schema))).first()
             # PostgreSQL passes over a schema of the path that is not there, or not for this role.
             if usable is None:
-                raise TenantNotFoundError(alone.id, f"there is no schema {quote_ident(schema)}")
+                self.check(connection, (alone,))
+                kind = TenantQueryError if self.uses_catalog else TenantNotFoundError
+                raise kind(alone.id, f"there is no schema {quote_ident(schema)}")
             if usable[0] != "true":
                 raise TenantQueryError(alone.id, f"the role may not use its schema {quote_ident(schema)}")
             settings["search_path"] = path_sql(self.layout.schemas.search_path(schema))
@@ -185,12 +220,16 @@ class Question:
             raise TenantNotFoundError(tenant, changed)
 
 
+_changed_row = result_tuple(["tenant", "rows"])
+
+
+def _changed(tenant: str, rows: int) -> Answer:
+    """Of a statement without rows: how many it changed; None where the server does not say."""
+    return cast("Answer", _changed_row((tenant, None if rows < 0 else rows)))
+
+
 def _with_tenant(result: Any, tenant: str, batch: int) -> Iterator[Sequence[Answer]]:
-    """Rows with the tenant's id before their columns. Of a statement without rows: the number of those that
-    it changed."""
-    if isinstance(result, CursorResult) and not result.returns_rows:
-        yield [result_tuple(["tenant", "rows"])((tenant, result.rowcount))]
-        return
+    """Rows with the tenant's id before their columns."""
     row_of = result_tuple(["tenant", *result.keys()])
     for rows in result.partitions(batch):
         yield [row_of((tenant, *row)) for row in rows]
@@ -205,6 +244,7 @@ class Work:
         returns_errors: hand on what a tenant failed with in place of its rows, all of which are held back
             until they are complete; else raise it.
         limit: the most rows to hand on; None for all.
+        skips_gone: pass over a tenant that has been dropped or suspended meanwhile.
         concurrency: how many units may be asked at one time.
     """
 
@@ -212,6 +252,7 @@ class Work:
     returns_errors: bool
     limit: int | None
     concurrency: int
+    skips_gone: bool = False
     _waiting: deque[Member] = field(default_factory=deque)
     _again: deque[Unit] = field(default_factory=deque)
     _together: bool = True
@@ -242,10 +283,12 @@ class Work:
         Raises:
             Exception: what a unit failed with, where no tenant of it has failed alone.
         """
-        if self.limit is not None and self.limit <= 0:
+        if self.is_full:
             return []
         units: list[Unit] = []
-        most = self.concurrency if self.question.is_short and self._failure is None else 1
+        # What is asked again comes alone: the others must not overtake it.
+        alone = self._again or not self.question.is_short or self._failure is not None
+        most = 1 if alone else self.concurrency
         while len(units) < most and (unit := self._next()):
             units.append(unit)
         if not units and self._failure is not None:
@@ -259,6 +302,16 @@ class Work:
             return ()
         size = self._at_once if self._together else 1
         return tuple(self._waiting.popleft() for _ in range(min(size, len(self._waiting))))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more rows are to be handed on."""
+        return self.limit is not None and self.limit <= 0
+
+    @property
+    def must_ask_again(self) -> bool:
+        """Whether parts of a unit that failed are to be asked before all others."""
+        return bool(self._again) and not self.is_full
 
     def asks_together(self, unit: Unit) -> bool:
         """Whether the unit is asked in one statement for several."""
@@ -275,6 +328,8 @@ class Work:
             if self._held and self._held[-1][0] != row[0]:
                 ready += self._release()
             self._held.append(row)
+        if self.limit is not None and len(ready) + len(self._held) >= self.limit:
+            ready += self._release()  # more of them are not wanted
         return self._limited(ready)
 
     def settle(
@@ -298,18 +353,20 @@ class Work:
             TenantError: errors are not to be handed on, and the tenant is known.
             Exception: the error is of no tenant's.
         """
+        if _is_nobodys(error):
+            raise error
         left = tuple(member for member in unit if member.id not in self._done)
         was_handed_on = self._was_handed_on
         self._start_unit()
         if isinstance(error, TenantError) or len(unit) == 1:
             failed = _as_tenant_error(error, unit)
+            self._ask_again(tuple(member for member in left if member.id != failed.tenant))
+            if self.skips_gone and isinstance(error, TenantNotFoundError | TenantSuspendedError):
+                return []
             if not self.returns_errors:
                 raise failed
-            self._ask_again(tuple(member for member in left if member.id != failed.tenant))
             return [failed]
         sqlstate = _sqlstate(error)
-        if sqlstate is None or sqlstate.startswith(_LOST) or getattr(error, "connection_invalidated", False):
-            raise error
         if sqlstate in _NEVER_TOGETHER and not was_handed_on:
             self._together = False
             self._again.extendleft((member,) for member in reversed(left))
@@ -354,9 +411,19 @@ def _as_tenant_error(error: Exception, unit: Unit) -> TenantError:
     return failed
 
 
+def _is_nobodys(error: Exception) -> bool:
+    """Whether no tenant has to do with it: the connection, the pool, the statement as it was built."""
+    if isinstance(error, DBAPIError):
+        lost = error.connection_invalidated or (_sqlstate(error) or "").startswith(_LOST)
+        return lost and not isinstance(error, DataError)
+    if isinstance(error, MultitenantError):
+        return not isinstance(error, TenantError)
+    return isinstance(error, SQLAlchemyError) or (_sqlstate(error) or "").startswith(_LOST)
+
+
 def _sqlstate(error: Exception) -> str | None:
-    """The server's code; None for what does not come from there. asyncpg's errors come as they are where rows
-    are fetched from a cursor."""
+    """The server's code; None for what does not come from there. asyncpg's errors come as they are where
+    rows are fetched from a cursor."""
     code = getattr(getattr(error, "orig", error), "sqlstate", None)
     return code if isinstance(code, str) else None
 
@@ -378,8 +445,8 @@ def choose(
 
     Args:
         members: all tenants there are.
-        tenants: those that are wanted, which must be active; None for all of a status.
-        status: the status; None for any.
+        tenants: those that are wanted; None for all.
+        status: which they must have; None for any.
     """
     if tenants is None:
         return [member for member in members if status is None or member.status is status], []
@@ -390,7 +457,7 @@ def choose(
         member = known.get(tenant)
         if member is None:
             errors.append(TenantNotFoundError(tenant))
-        elif member.status is not TenantStatus.ACTIVE:
+        elif status is not None and member.status is not status:
             errors.append(TenantSuspendedError(tenant))
         else:
             chosen.append(member)

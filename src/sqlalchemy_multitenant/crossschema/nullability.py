@@ -133,6 +133,27 @@ _NEVER_NULL = frozenset({
 })  # fmt: skip
 
 
+BUILTINS = (_AGGREGATES | _NEVER_NULL | _MAY_MISS | SETS | frozenset({
+    "", "abs", "age", "any", "all", "array_append", "array_cat", "array_length", "array_position",
+    "array_remove", "array_to_string", "ascii", "bit_length", "btrim", "cardinality", "cast", "ceil",
+    "ceiling", "char_length", "character_length", "chr", "coalesce", "concat_ws", "count", "date",
+    "date_bin", "date_part", "date_trunc", "degrees", "distinct", "div", "encode", "exp", "extract",
+    "first_value", "floor", "format", "generate_series", "greatest", "initcap", "isfinite",
+    "json_array_length", "json_extract_path", "json_extract_path_text", "jsonb_array_elements",
+    "jsonb_array_elements_text", "jsonb_array_length", "jsonb_each", "jsonb_each_text",
+    "jsonb_extract_path", "jsonb_extract_path_text", "jsonb_path_query", "jsonb_typeof", "last_value",
+    "least", "left", "length", "ln", "log", "lower", "lpad", "ltrim", "make_date", "make_interval",
+    "make_timestamp", "md5", "mod", "octet_length", "overlay", "pg_sleep", "pi", "position", "power",
+    "quote_ident", "quote_literal", "regexp_count", "regexp_match", "regexp_replace", "repeat", "replace",
+    "reverse", "right", "round", "row", "rpad", "rtrim", "sign", "split_part", "sqrt", "starts_with",
+    "string_to_array", "strpos", "substr", "substring", "tenants", "timezone", "to_char", "to_date",
+    "to_json", "to_jsonb", "to_number", "to_timestamp", "translate", "trim", "trunc", "unnest", "upper",
+    "width_bucket",
+})) - {"current_schema"}  # fmt: skip
+"""Functions that are found in pg_catalog, whatever a tenant's schema has: it is searched first
+(https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-SEARCH-PATH)."""
+
+
 @singledispatch
 def _judge(expression: Any, sides: Sides) -> Null:
     """Of a kind that is not known here: NULL where it holds something that may be."""

@@ -28,14 +28,17 @@ from sqlalchemy import (
     literal_column,
     select,
 )
+from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import Session
 from sqlalchemy.sql import elements, visitors
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.sql.selectable import CTE, TableValuedAlias
+from sqlalchemy.sql.selectable import CTE, SelectStatementGrouping, TableValuedAlias
 from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from ..catalog.members import Member
 from ..config import Schemas
+from .nullability import BUILTINS, function_name
 
 _SECRET = secrets.token_hex(8)
 _TOKEN, _TENANT = f"multitenant_{_SECRET}", f"'tenant_{_SECRET}'"
@@ -51,19 +54,23 @@ class TenantSelect:
         statement: the SELECT, for one tenant.
         names: of its columns; None for one without a name.
         types: of its columns.
+        stored: the same as the server calls them, for rows that come from a document.
     """
 
     statement: Any
     names: tuple[str | None, ...]
     types: tuple[TypeEngine[Any], ...]
     schemas: Schemas
+    stored: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, statement: Any, schemas: Schemas) -> TenantSelect | None:
         """None where `statement` means something only within one tenant's transaction: it loads objects,
         whose identities are the tenant's own; it locks or writes; or it has names in it that only the search
         path can find."""
-        if not isinstance(statement, Select | CompoundSelect) or _loads_objects(statement):
+        if not isinstance(statement, Select | CompoundSelect) or loads_objects(statement):
+            return None
+        if _is_seen_by_sessions(statement):
             return None
         parts = list(visitors.iterate(statement))
         if any(_is_found_by_path(part, schemas) for part in parts):
@@ -116,27 +123,43 @@ def _is_native_enum(type_: Any) -> bool:
     return isinstance(type_, Enum) and type_.native_enum
 
 
-def _loads_objects(statement: Any) -> bool:
-    """Whether a column of the rows is a mapped class, or a bundle."""
+def loads_objects(statement: Any) -> bool:
+    """Whether a column of the rows is a mapped class, or a bundle, or whatever is not known beforehand."""
+    if isinstance(statement, SelectStatementGrouping):
+        return loads_objects(statement.element)
+    if isinstance(statement, CompoundSelect):  # of which the first SELECT decides
+        return any(loads_objects(part) for part in statement.selects)
     described = getattr(statement, "column_descriptions", None)
-    if described is None:  # of a UNION and the like, which the first SELECT decides
-        return any(_loads_objects(part) for part in statement.selects)
+    if described is None:
+        return True
     return any(
         not isinstance(getattr(d["expr"], "expression", d["expr"]), elements.ColumnElement) for d in described
     )
 
 
-def _is_found_by_path(part: Any, schemas: Schemas) -> bool:
-    """Whether it is text, or the name of a table that is in no model."""
-    if isinstance(part, TextClause):
+def _is_seen_by_sessions(statement: Any) -> bool:
+    """Whether a session would change it: by options, such as `with_loader_criteria`, or by a hook that hides
+    rows from every session (https://docs.sqlalchemy.org/en/21/orm/session_events.html#adding-global-where-on-criteria)."""
+    if getattr(statement, "_with_options", ()):
         return True
+    is_orm = statement._propagate_attrs.get("compile_state_plugin") == "orm"
+    hooks: Any = Session().dispatch
+    return is_orm and bool(hooks.do_orm_execute)
+
+
+def _is_found_by_path(part: Any, schemas: Schemas) -> bool:
+    """Whether it is text, or names a table that is in no model, or a function that may be a tenant's own."""
     if isinstance(part, Table):
         return part.schema is None and part.metadata not in (*schemas.tenant, *schemas.shared)
     if isinstance(part, TableClause):
         return part.schema is None
+    if isinstance(part, FunctionElement):
+        packages = getattr(part, "packagenames", ())
+        return function_name(part) not in BUILTINS if not packages else packages != ("pg_catalog",)
     if isinstance(part, elements.ColumnClause) and not isinstance(part, Column):
         return part.is_literal and part.name != "*" and not part.name.isdigit()
-    return False
+    is_cast = isinstance(part, elements.Cast | elements.TypeCoerce)
+    return isinstance(part, TextClause) or (is_cast and isinstance(part.type, REGCLASS))
 
 
 class _Union(FunctionElement[Any]):
@@ -156,10 +179,7 @@ def _compile(union: _Union, compiler: Any, **_: Any) -> str:
     as_text = [_as_text(type_, compiler.dialect) for type_ in types]
     branches = _branches(union, compiler, as_text) if union.tenants else []
     if union.so_far is not None:
-        typed = ", ".join(
-            f"c{at} {cast or compiler.dialect.type_compiler_instance.process(type_)}"
-            for at, (cast, type_) in enumerate(zip(as_text, types, strict=True))
-        )
+        typed = ", ".join(f"c{at} {stored}" for at, stored in enumerate(union.one.stored))
         rows = f"jsonb_to_recordset({compiler.process(union.so_far)}) AS r({typed})"
         branches.append(f"SELECT r.*, NULL FROM {rows}")
     return f"({' UNION ALL '.join(branches)})"
@@ -175,7 +195,7 @@ def _branches(union: _Union, compiler: Any, as_text: Sequence[str | None]) -> li
     # Where it can, the id goes into the SELECT itself, since a subquery costs half as much again.
     is_direct = isinstance(statement, Select) and not any(as_text)
     if is_direct:
-        statement = statement.add_columns(literal_column(_TENANT, Text()).label("multitenant_id"))
+        statement = statement.add_columns(literal_column(_TENANT, Text()).label(f"id_{_SECRET}"))
     plain = compiler.preparer
     compiler.preparer = _with_token(plain, union.one.schemas.tenant)
     try:

@@ -29,6 +29,12 @@ class _OfOneCheckout:
         self._check()
         return super()._start_query(*args, **kwargs)  # type: ignore[misc,no-any-return]
 
+    def _execute_send(self, query: Any, **options: Any) -> None:
+        # The extended protocol takes one statement a message: a COMMIT behind another one, in text that the
+        # server reads otherwise than we do, is refused by the server itself
+        # (https://www.postgresql.org/docs/current/protocol-flow.html#PROTOCOL-FLOW-EXT-QUERY).
+        super()._execute_send(query, **{**options, "force_extended": True})  # type: ignore[misc]
+
     def _check(self) -> None:
         if self._checkout != self._conn.checkout:
             raise NoTenantError(
