@@ -100,7 +100,6 @@ def test_whom_it_failed_for(users: Project) -> None:
         "SET TRANSACTION READ WRITE",
         "SELECT nextval('s')",
         "COMMIT",
-        "SELECT 1; DELETE FROM users",
     ],
 )
 def test_it_is_read_only(users: Project, sql: str) -> None:
@@ -159,6 +158,13 @@ def test_a_timeout(users: Project) -> None:
     [
         ([], "SQL"),
         ([""], "there is no statement"),
+        (["--", "-- only this"], "there is no statement"),
+        ([";"], "there is no statement"),
+        (["SELECT 1; DELETE FROM users"], "one statement at a time; here are 2"),
+        (["COPY users TO STDOUT"], "COPY cannot be used here"),
+        ([COUNT, "--write", "--all", "--limit", "1"], "--limit is for reading"),
+        ([COUNT, "--timeout", "inf"], "too long"),
+        ([COUNT, "--json", "--format", "csv"], "choose one of --json"),
         ([COUNT, "--all", "--tenant", "a"], "choose one of"),
         ([COUNT, "--all", "--where-status", "any"], "choose one of"),
         ([COUNT, "--write"], "say who is to be changed"),
@@ -172,7 +178,47 @@ def test_a_timeout(users: Project) -> None:
     ids=str,
 )
 def test_wrong_usage(offline: Project, arguments: list[str], message: str) -> None:
-    assert message in offline.run("query", *arguments, code=2).err
+    done = offline.run("query", *arguments, code=2)
+    assert message in done.out + done.err
+
+
+def test_json_documents_for_errors(offline: Project) -> None:
+    for flag in (["--json"], ["--format", "json"], ["--format=json"]):
+        for wrong in (["--limit", "-1"], ["--all", "--tenant", "a"], []):
+            done = offline.run("query", COUNT, *flag, *wrong, code=1 if not wrong else 2)
+            assert set(json.loads(done.out)) == {"error", "message"}
+
+
+def test_columns_that_differ(users: Project) -> None:
+    users.do("ALTER TABLE tenant_b.users ADD more text DEFAULT 'm'")
+    shown = users.run("query", "SELECT * FROM users").out
+    cells = [[cell.strip() for cell in line.split("│")[1:-1]] for line in shown.splitlines() if "│" in line]
+    assert cells == [["a", "1", ""], ["b", "1", "m"], ["b", "2", "m"]]
+    done = users.run("query", "--format", "csv", "SELECT * FROM users", code=1)
+    assert done.out == "tenant,id\na,1\n"
+    assert "tenant 'b': other columns than before: id, more" in done.err
+    users.do("ALTER TABLE tenant_a.users ADD more text")
+    users.do("ALTER TABLE tenant_a.users DROP id, ADD id int DEFAULT 5")
+    done = users.run("query", "--format", "csv", "--tenants", "a,b", "SELECT * FROM users")
+    assert done.out == "tenant,more,id\na,,5\nb,m,1\nb,m,2\n"
+
+
+def test_values_as_they_are(users: Project) -> None:
+    sql = r"SELECT ':smile:' a, 'C:\dir\' b, E'\x1b[31m' c, '\xdead'::bytea d, '[red]x[/]' e, 'NaN'::float8 f"
+    shown = users.run("query", "--tenant", "a", sql).out
+    for text in (":smile:", "C:\\dir\\ ", r"\x1b[31m", r"\xdead", "[red]x[/]", "nan"):
+        assert text in shown
+    assert "\x1b" not in shown
+    (row,) = json.loads(users.run("query", "--tenant", "a", "--json", sql).out)["rows"]
+    assert (row["d"], row["f"]) == (r"\xdead", "nan")
+
+
+def test_more_tenants_than_were_shown_are_not_changed(users: Project) -> None:
+    """The number that is confirmed is that of the tenants which are changed."""
+    users.run("tenant", "suspend", "--id", "c")
+    asked = users.run("query", "--write", "--all", "DELETE FROM users", answer="3\n", code=1)
+    assert "may change 2 tenants" in asked.err
+    users.run("query", "--write", "--where-status", "suspended", "DELETE FROM users", answer="c\n")
 
 
 def test_without_tenants(blank: Project) -> None:

@@ -865,8 +865,8 @@ class TestAggregateAll:
         assert len(total(harness, longer)[0][0]) == 42
         parts = select(func.sum(func.coalesce(User.plan_id, cast(0.5, Numeric))))
         assert total(harness, parts) == [(Decimal("11.5"),)]
-        keys = select(func.lower(User.name), func.count()).group_by(func.lower(User.name)).order_by("lower_1")
-        assert total(harness, keys)[:2] == [("b1", 1), ("c-11", 1)]
+        keys = select(func.lower(User.name), func.count()).group_by(func.lower(User.name))
+        assert sorted(total(harness, keys))[:2] == [("b1", 1), ("c-11", 1)]
         named = (
             select(func.lower(User.name).label("low"), func.count()).group_by("low").order_by("low").limit(1)
         )

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Annotated
 
 import typer
@@ -64,7 +65,7 @@ def run(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _open_standard_streams()
     try:
-        return _run_json(arguments) if "--json" in arguments else _run_text(arguments)
+        return _run_json(arguments) if _wants_json(arguments) else _run_text(arguments)
     except BrokenPipeError:
         # The reader (head, less) went away; Python would complain once more while it exits.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -74,6 +75,11 @@ def run(arguments: Sequence[str]) -> int:
         sys.stderr.write(f"error: {error}\n")
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 1
+
+
+def _wants_json(arguments: Sequence[str]) -> bool:
+    given = set(arguments)
+    return bool(given & {"--json", "--format=json"}) or ("--format", "json") in pairwise(arguments)
 
 
 def _open_standard_streams() -> None:

@@ -79,7 +79,7 @@ def reports_errors(command: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(command)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> None:
-        as_json = bool(kwargs.get("as_json"))
+        as_json = bool(kwargs.get("as_json")) or kwargs.get("form") == "json"
         # Whatever the configuration or a revision prints must not get into the document.
         elsewhere = contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext()
         try:

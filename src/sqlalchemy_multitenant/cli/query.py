@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import json
+import math
 import re
 import sys
 from collections.abc import Iterable
@@ -17,8 +18,11 @@ from .config_file import ConfigOption, load_config
 from .migrate import AllOption, TenantOption, TenantsOption
 
 if TYPE_CHECKING:
-    from ..errors import TenantError
     from ..manager import TenantManager
+
+
+MAX_TIMEOUT_S = 2_147_483
+"""PostgreSQL counts milliseconds, in 32 bits."""
 
 
 class Format(StrEnum):
@@ -51,7 +55,8 @@ def query(  # noqa: PLR0913, PLR0917 - one parameter an option
         int | None, typer.Option(min=0, metavar="N", help="At most so many rows in all.")
     ] = None,
     timeout: Annotated[
-        float, typer.Option(min=0.001, metavar="SECONDS", help="How long one tenant may take.")
+        float,
+        typer.Option(min=0.001, metavar="SECONDS", help="How long the server may work without an answer."),
     ] = 30.0,
     write: Annotated[
         bool, typer.Option("--write", help="Let it change something. Asks first; else it is read-only.")
@@ -65,14 +70,18 @@ def query(  # noqa: PLR0913, PLR0917 - one parameter an option
     Each tenant sees its own tables, then the shared ones. Without a choice, all active tenants are asked.
     """
     as_json = as_json or form is Format.JSON
+    if as_json and form is Format.CSV:
+        fail("choose one of --json and --format csv", 2, as_json=True)
     ids = chosen_ids(everyone=everyone, tenants=tenants, tenant=tenant, as_json=as_json)
     if where_status is not None and (everyone or ids is not None):
         fail("choose one of --all, --tenants, --tenant and --where-status", 2, as_json=as_json)
     if write and not everyone and ids is None and where_status is None:
         fail("say who is to be changed: --all, --tenants, --tenant or --where-status", 2, as_json=as_json)
-    statement = sys.stdin.read() if sql == "-" else sql
-    if not statement.strip():
-        fail("there is no statement", 2, as_json=as_json)
+    if write and limit is not None:
+        fail("--limit is for reading: with --write, each tenant is changed", 2, as_json=as_json)
+    if not timeout < MAX_TIMEOUT_S:
+        fail(f"--timeout {timeout} is too long", 2, as_json=as_json)
+    statement = _read_statement(sql, as_json=as_json)
     from ..crossschema.all_tenants import for_all_tenants
     from ..crossschema.raw import verbatim
     from ..manager import TenantManager
@@ -80,7 +89,7 @@ def query(  # noqa: PLR0913, PLR0917 - one parameter an option
     status: Any = None if where_status is WhereStatus.ANY else (where_status or WhereStatus.ACTIVE).value
     with TenantManager(load_config(config)) as manager:
         if write and not yes:
-            _ask(manager, ids, status, as_json=as_json)
+            ids = _ask(manager, ids, status, as_json=as_json)
         answers = for_all_tenants(
             manager,
             verbatim(statement),
@@ -97,13 +106,30 @@ def query(  # noqa: PLR0913, PLR0917 - one parameter an option
         raise typer.Exit(1)
 
 
-def _ask(manager: TenantManager, ids: list[str] | None, status: str | None, *, as_json: bool) -> None:
-    count = len(ids) if ids else sum(status in (None, record.status) for record in manager.list_tenants())
-    what = f"This may change {_count(count, 'tenant')}."
-    if ids and len(ids) == 1:
-        confirm(f"{what} Type the tenant's id to go on", ids[0], "--yes", as_json=as_json)
+def _read_statement(sql: str, *, as_json: bool) -> str:
+    from ..isolation.sqltext import code_only, split_statements
+
+    statement = sys.stdin.read().removeprefix("\ufeff") if sql == "-" else sql
+    statements = split_statements(statement)
+    if not statements:
+        fail("there is no statement", 2, as_json=as_json)
+    if len(statements) > 1:
+        fail(f"one statement at a time; here are {len(statements)}", 2, as_json=as_json)
+    if re.match(r"\s*copy\b", code_only(statement), re.IGNORECASE):
+        fail("COPY cannot be used here: SELECT, and --format csv", 2, as_json=as_json)
+    return statement
+
+
+def _ask(manager: TenantManager, ids: list[str] | None, status: str | None, *, as_json: bool) -> list[str]:
+    """Ask whether to change tenants; returns those that were shown."""
+    known = [record.id for record in manager.list_tenants() if status in (None, record.status)]
+    chosen = [tenant for tenant in ids if tenant in known] if ids else list(known)
+    what = f"This may change {_count(len(chosen), 'tenant')}."
+    if len(chosen) == 1:
+        confirm(f"{what} Type the tenant's id to go on", chosen[0], "--yes", as_json=as_json)
     else:
-        confirm(f"{what} Type the number of tenants to go on", str(count), "--yes", as_json=as_json)
+        confirm(f"{what} Type the number of tenants to go on", str(len(chosen)), "--yes", as_json=as_json)
+    return ids or list(chosen)
 
 
 def _user() -> str | None:
@@ -117,53 +143,67 @@ def _print(answers: Iterable[Any], form: Format) -> bool:
     """Print the rows, and whom it failed for; returns whether it did for any."""
     from ..errors import TenantError
 
-    errors: list[TenantError] = []
+    errors: list[tuple[str, str]] = []
 
     def rows() -> Iterable[Any]:
         for answer in answers:
             if isinstance(answer, TenantError):
-                errors.append(answer)
+                errors.append((answer.tenant, str(answer)))
             else:
                 yield answer
 
     if form is Format.CSV:
-        _print_csv(rows())
+        _print_csv(rows(), errors)
     elif form is Format.JSON:
-        found = [dict(zip(_unique(row._fields), row, strict=True)) for row in rows()]
-        print_json({"rows": found, "errors": [{"tenant": e.tenant, "message": str(e)} for e in errors]})
+        found = [dict(zip(_unique(row._fields), map(_json, row), strict=True)) for row in rows()]
+        print_json({"rows": found, "errors": [{"tenant": t, "message": message} for t, message in errors]})
     else:
-        _print_table(list(rows()))
+        _print_table(rows())
     if form is not Format.JSON:
         _print_errors(errors)
     return bool(errors)
 
 
-def _print_csv(rows: Iterable[Any]) -> None:
+def _print_csv(rows: Iterable[Any], errors: list[tuple[str, str]]) -> None:
     import csv
 
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    header: tuple[str, ...] = ()
+    header: list[str] = []
     for row in rows:
-        if header != row._fields:
-            header = row._fields
+        names = _unique(row._fields)
+        if not header:
+            header = names
             writer.writerow(header)
-        writer.writerow(map(_shown, row))
+        if set(names) == set(header):
+            values = dict(zip(names, row, strict=True))
+            writer.writerow(_shown(values[name]) for name in header)
+        elif all(row[0] != tenant for tenant, _ in errors):
+            errors.append((row[0], f"tenant {row[0]!r}: other columns than before: {', '.join(names[1:])}"))
     sys.stdout.flush()
 
 
-def _print_table(rows: list[Any]) -> None:
-    from rich.markup import escape
+def _print_table(rows: Iterable[Any]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     out = console()
-    if not rows:
-        out.print("No rows.")
-        return
-    table = Table(*(escape(name) for name in rows[0]._fields))
-    for row in rows:
-        table.add_row(*("[dim]null[/]" if value is None else escape(_shown(value)) for value in row))
-    out.print(table)
-    out.print(f"{_count(len(rows), 'row')} of {_count(len({row[0] for row in rows}), 'tenant')}")
+    found: list[dict[str, Any]] = []
+    try:
+        found.extend(dict(zip(_unique(row._fields), row, strict=True)) for row in rows)
+    finally:
+        # Also after Ctrl-C: what was changed by then is to be known.
+        names = list(dict.fromkeys(name for row in found for name in row))
+        table = Table()
+        for name in names:
+            table.add_column(Text(_visible(name)))
+        for row in found:
+            cells = [row.get(name, "") for name in names]
+            table.add_row(
+                *(Text("null", "dim") if value is None else Text(_visible(_shown(value))) for value in cells)
+            )
+        out.print(table if found else "No rows.")
+    if found:
+        out.print(f"{_count(len(found), 'row')} of {_count(len({row['tenant'] for row in found}), 'tenant')}")
 
 
 def _count(number: int, noun: str) -> str:
@@ -171,10 +211,28 @@ def _count(number: int, noun: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """A value in a table or a CSV file; documents and arrays as JSON, as PostgreSQL takes them."""
+    """A value in a table or a CSV file; documents and arrays as JSON, bytes as PostgreSQL writes them."""
     if isinstance(value, dict | list | bool):
-        return json.dumps(value, default=str, ensure_ascii=False)
+        return json.dumps(_json(value), default=str, ensure_ascii=False)
+    if isinstance(value, bytes | memoryview):
+        return f"\\x{bytes(value).hex()}"
     return "" if value is None else str(value)
+
+
+def _json(value: Any) -> Any:
+    """A value in a document: JSON has neither bytes nor infinite numbers."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, bytes | memoryview):
+        return _shown(value)
+    if isinstance(value, list | tuple):
+        return [_json(item) for item in value]
+    return {key: _json(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def _visible(text: str) -> str:
+    """Control characters as escapes: what tenants have written must not steer the terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _unique(names: Iterable[str]) -> list[str]:
@@ -186,9 +244,9 @@ def _unique(names: Iterable[str]) -> list[str]:
     return unique
 
 
-def _print_errors(errors: list[TenantError]) -> None:
+def _print_errors(errors: list[tuple[str, str]]) -> None:
     from rich.markup import escape
 
     err = console(stderr=True)
-    for error in errors:
-        err.print(f"[bold red]error:[/] {escape(str(error))}")
+    for _, message in errors:
+        err.print(f"[bold red]error:[/] {escape(_visible(message))}")

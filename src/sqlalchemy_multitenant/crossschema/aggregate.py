@@ -36,6 +36,7 @@ from .all_tenants import Asked, FleetOptions
 from .fleet import Question, Unit, Work
 from .merge import (
     MergedColumn,
+    behind_name,
     check_clauses,
     check_groups,
     check_order,
@@ -175,6 +176,8 @@ class Total:
         check_groups(columns, groups)
         parts = [part.label(f"p{at}") for at, part in enumerate(p for c in columns for p in c.parts)]
         one = statement.with_only_columns(*parts).offset(None)
+        if groups:
+            one = one.group_by(None).group_by(*(behind_name(group, columns) for group in groups))
         one = one.order_by(None).limit(None) if is_merged else one.limit((limit or 0) + (offset or 0))
         partial = TenantSelect.of(one, question.layout.schemas)
         if partial is None:  # what the whole passed, its parts pass

@@ -20,8 +20,10 @@ from sqlalchemy import (
     Numeric,
     Select,
     func,
+    type_coerce,
 )
 from sqlalchemy import cast as sql_cast
+from sqlalchemy.dialects.postgresql import INTERVAL
 from sqlalchemy.dialects.postgresql.ext import DistinctOnClause
 from sqlalchemy.exc import CompileError
 from sqlalchemy.sql import elements, operators, visitors
@@ -123,6 +125,13 @@ def check_groups(columns: Sequence[MergedColumn], groups: Sequence[Any]) -> None
                 raise refused(column.parts[0], f"group by it; the aggregates are {known}, each by itself")
 
 
+def behind_name(group: Any, columns: Sequence[MergedColumn]) -> Any:
+    """What a group is of: a name stands for the column of that name."""
+    if not isinstance(group, elements._textual_label_reference):
+        return group
+    return next(column.parts[0] for column in columns if column.name == group.element)
+
+
 def number_of(statement: Any, attribute: str) -> int | None:
     try:
         number: int | None = getattr(statement, attribute)
@@ -163,6 +172,7 @@ def merged_column(column: Any) -> MergedColumn:
 def _average(name: str | None, type_: Any, expression: Any, inner: Any) -> MergedColumn:
     """Of sums and counts, as PostgreSQL reckons it."""
     plain = _item(inner.type)
+    is_interval = isinstance(inner.type, Interval | INTERVAL)
     argument = sql_cast(inner, Double()) if isinstance(plain, Float) else inner
 
     def part(aggregate: Any, of: Any) -> Any:
@@ -170,8 +180,9 @@ def _average(name: str | None, type_: Any, expression: Any, inner: Any) -> Merge
         return own.filter(expression.criterion) if isinstance(expression, elements.FunctionFilter) else own
 
     def combine(total: Any, count: Any) -> Any:
-        if isinstance(plain, Interval):
-            return total / func.nullif(sql_cast(count, Double()), 0)
+        if is_interval:
+            # Python's side of it knows no such division; the server's does.
+            return type_coerce(total, Numeric()) / func.nullif(sql_cast(count, Double()), 0)
         kind: Any = Double() if isinstance(plain, Float) else Numeric()
         return sql_cast(total, kind) / func.nullif(sql_cast(count, kind), 0)
 
