@@ -187,10 +187,10 @@ def _average(name: str | None, type_: Any, expression: Any, inner: Any) -> Merge
         return sql_cast(total, kind) / func.nullif(sql_cast(count, kind), 0)
 
     result: Any = type_
-    if isinstance(type_, NullType):
-        result = (
-            Interval() if isinstance(plain, Interval) else Double() if isinstance(plain, Float) else Numeric()
-        )
+    if is_interval:
+        result = INTERVAL()
+    elif isinstance(type_, NullType):
+        result = Double() if isinstance(plain, Float) else Numeric()
     return MergedColumn(name, result, (part(func.sum, argument), part(func.count, inner)), _SUM, combine)
 
 
