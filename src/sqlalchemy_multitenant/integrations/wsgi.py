@@ -108,13 +108,11 @@ class _Body:
 
     def __init__(self, body: Iterable[bytes], unit: UnitOfWork, stack: ExitStack) -> None:
         self._body, self._unit, self._stack = body, unit, stack
+        self._is_complete = False
 
     def __iter__(self) -> Iterator[bytes]:
-        try:
-            yield from self._body
-        except BaseException:
-            self._unit.fail()
-            raise
+        yield from self._body
+        self._is_complete = True
 
     def close(self) -> None:
         """The answer is done, or the client gone."""
@@ -123,6 +121,8 @@ class _Body:
                 if (close := getattr(self._body, "close", None)) is not None:
                     close()
             finally:
+                if not self._is_complete:
+                    self._unit.fail()
                 self._unit.end_transactions()
 
 
