@@ -583,10 +583,11 @@ def test_an_archive_does_not_wait_behind_who_waits_for_it(
 ) -> None:
     write("0001", None, FIRST)
     queued = threading.Event()
+    threads: list[threading.Thread] = []
 
     def dump(*args: Any) -> str:
-        thread = threading.Thread(target=truncate, daemon=True)
-        thread.start()
+        threads.append(threading.Thread(target=truncate, daemon=True))
+        threads[-1].start()
         queued.wait(5)
         time.sleep(0.3)
         return run_pg_dump(*args)
@@ -602,6 +603,7 @@ def test_an_archive_does_not_wait_behind_who_waits_for_it(
         with pytest.raises(TenantBusyError, match="nothing was dropped"):
             manager.drop_tenant("a", archive=tmp_path / "a.dump")
         assert manager.get_tenant("a").status.value == "active"
+    threads[0].join(20)  # not into the end of the database
 
 
 def test_nobody_writes_while_a_tenant_is_archived(
