@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import inspect
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -30,7 +29,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _PUBLIC = "__multitenant_public__"
 _MAX_KNOWN = 50_000
-"""How many tenants are remembered to be there."""
+"""How many tenants are remembered to be there; then all are forgotten, and looked for again."""
 
 
 def no_tenant(endpoint: F) -> F:
@@ -133,7 +132,7 @@ class Tenancy:
         self._exact = frozenset(path for path in paths if not path.endswith("*"))
         self._prefixes = tuple(path.removesuffix("*") for path in paths if path.endswith("*"))
         self._check_every_s = check_every_s
-        self._known: OrderedDict[TenantId, float] = OrderedDict()
+        self._known: dict[TenantId, float] = {}
 
     @property
     def is_async(self) -> bool:
@@ -165,10 +164,9 @@ class Tenancy:
         now = time.monotonic()
         if self._known.get(tenant, 0.0) <= now:
             yield Step(partial(self._enter, tenant), may_block=True)
+            if len(self._known) >= _MAX_KNOWN:
+                self._known.clear()
             self._known[tenant] = now + self._check_every_s
-            self._known.move_to_end(tenant)
-            if len(self._known) > _MAX_KNOWN:
-                self._known.popitem(last=False)
         data = None
         if self._enrich is not None:
             data = yield Step(partial(self._enrich, tenant, request), may_block=True)
