@@ -65,9 +65,10 @@ from sqlalchemy_multitenant import (
     aggregate_all,
     for_all_tenants,
 )
-from sqlalchemy_multitenant.crossschema import fleet
+from sqlalchemy_multitenant.crossschema import question
 from sqlalchemy_multitenant.crossschema.handles import layout_of
 from sqlalchemy_multitenant.crossschema.union import TenantSelect
+from sqlalchemy_multitenant.crossschema.work import Work
 from tests.conftest import Databases, MakeConfig, MakeHarness
 from tests.harness import AsyncHarness, Harness
 from tests.models import Mood, Note, Plan, SharedBase, TenantBase, User
@@ -114,7 +115,7 @@ def url(databases: Databases, fleet_template: str) -> Any:
 @pytest.fixture(autouse=True)
 def two_a_statement(monkeypatch: pytest.MonkeyPatch) -> None:
     """Five tenants are three statements then, over two connections."""
-    monkeypatch.setattr(fleet, "TENANTS_A_STATEMENT", 2)
+    monkeypatch.setattr(question, "TENANTS_A_STATEMENT", 2)
 
 
 @pytest.fixture
@@ -459,8 +460,10 @@ class TestErrors:
 
     def test_too_few_locks_are_shared_out(self, harness: Harness) -> None:
         # What the server would say if its lock table were full; the next statements have fewer tenants.
-        work = fleet.Work(
-            fleet.Question(layout_of(harness.manager.get_db("a")), True, select(User.id), {}, 1, None, True),  # type: ignore[attr-defined]
+        manager: Any = harness.manager  # type: ignore[attr-defined]
+        layout = layout_of(manager.get_db("a"))
+        work = Work(
+            question.Question(layout, True, select(User.id), {}, 1, None, True),
             returns_errors=False,
             limit=None,
             concurrency=1,

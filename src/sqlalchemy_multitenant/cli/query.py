@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from ..manager import TenantManager
 
 
-MAX_TIMEOUT_S = 2_147_483
-"""PostgreSQL counts milliseconds, in 32 bits."""
-
-
 class Format(StrEnum):
     """How rows are printed."""
 
@@ -79,8 +75,6 @@ def query(  # noqa: PLR0913, PLR0917 - one parameter an option
         fail("say who is to be changed: --all, --tenants, --tenant or --where-status", 2, as_json=as_json)
     if write and limit is not None:
         fail("--limit is for reading: with --write, each tenant is changed", 2, as_json=as_json)
-    if not timeout < MAX_TIMEOUT_S:
-        fail(f"--timeout {timeout} is too long", 2, as_json=as_json)
     statement = _read_statement(sql, as_json=as_json)
     from ..crossschema.all_tenants import for_all_tenants
     from ..crossschema.raw import verbatim

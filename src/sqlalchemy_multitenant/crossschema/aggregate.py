@@ -33,7 +33,6 @@ from sqlalchemy.sql import elements, visitors
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from .all_tenants import Asked, FleetOptions
-from .fleet import Question, Unit, Work
 from .merge import (
     MergedColumn,
     behind_name,
@@ -45,7 +44,9 @@ from .merge import (
     refused,
     unlabelled,
 )
+from .question import Question, Unit
 from .union import TenantSelect
+from .work import Work
 
 Ts = TypeVarTuple("Ts")
 

@@ -20,8 +20,9 @@ from ..events import CrossTenantQuery
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from ..naming import parse_tenant_ids
-from .fleet import Answer, Question, Unit, Work, choose
 from .handles import layout_of
+from .question import Answer, Question, Unit
+from .work import Work, choose
 
 Ts = TypeVarTuple("Ts")
 

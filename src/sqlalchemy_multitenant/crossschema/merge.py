@@ -57,6 +57,7 @@ class MergedColumn:
 
 
 def refused(what: Any, reason: str) -> ConfigurationError:
+    """The error about a statement, or a part of it, that cannot be put together."""
     return ConfigurationError("statement", " ".join(str(what).split()), reason)
 
 
@@ -88,7 +89,7 @@ def check_clauses(statement: Select[*tuple[Any, ...]]) -> None:
     for column in statement.selected_columns:
         if any(isinstance(part, elements.Over) for part in parts_of(column)):
             raise refused(column, "a window is each tenant's own")
-        if isinstance(_item(column.type), JSON) and not has_aggregate(column):
+        if isinstance(item_type(column.type), JSON) and not has_aggregate(column):
             raise refused(column, "documents cannot be compared after a journey; cast it to Text")
     for part in parts:
         if part is statement or not isinstance(part, SelectBase):
@@ -140,11 +141,6 @@ def number_of(statement: Any, attribute: str) -> int | None:
     return number
 
 
-def _item(type_: Any) -> Any:
-    """The type behind decorators."""
-    return item_type(type_)
-
-
 def merged_column(column: Any) -> MergedColumn:
     """How a column is put together."""
     expression = unlabelled(column)
@@ -171,7 +167,7 @@ def merged_column(column: Any) -> MergedColumn:
 
 def _average(name: str | None, type_: Any, expression: Any, inner: Any) -> MergedColumn:
     """Of sums and counts, as PostgreSQL reckons it."""
-    plain = _item(inner.type)
+    plain = item_type(inner.type)
     is_interval = isinstance(inner.type, Interval | INTERVAL)
     argument = sql_cast(inner, Double()) if isinstance(plain, Float) else inner
 
