@@ -268,7 +268,9 @@ def test_sql_may_be_written_by_hand(empty_url: URL, tmp_path: Path, db: Engine) 
         assert manager.get_db("a").scalars(text("SELECT name FROM users")).all() == []
 
 
-def test_names_and_ids_are_the_projects_own(empty_url: URL, tmp_path: Path) -> None:
+def test_names_and_ids_are_the_projects_own(
+    empty_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = make_config(empty_url, tmp_path, MetaData(), None)
     own = replace(config.migrations, file_template="%(year)d_%(slug)s-%(rev)s", revision_ids="random")
     with Migrator(replace(config, migrations=own)) as migrator:
@@ -278,6 +280,11 @@ def test_names_and_ids_are_the_projects_own(empty_url: URL, tmp_path: Path) -> N
     numbered = replace(config.migrations, revision_ids="number")
     with Migrator(replace(config, migrations=numbered)) as migrator:
         assert migrator.generate_sql("third").path.name == "0001_third.py"
+    monkeypatch.setattr("secrets.token_hex", lambda size: "104684357559")
+    with Migrator(replace(config, migrations=own)) as migrator:
+        migrator.generate_sql("without a letter")
+    with Migrator(replace(config, migrations=numbered)) as migrator:
+        assert migrator.generate_sql("fifth").path.name == "0002_fifth.py"
     for wrong in (
         {"file_template": "%(slug)s"},
         {"file_template": "%(rev)s/%(x)s"},

@@ -265,13 +265,18 @@ def _revision_context(history: History, name: str, ids: str) -> RevisionContext:
     )
 
 
+_RANDOM_DIGITS = 12
+"""Of a random id: as many as Alembic's have."""
+
+
 def next_id(history: History, ids_kind: str) -> str:
     """The id of the next revision: one more than the highest number among the existing ids, in four
     digits; or twelve random ones, as Alembic makes them. `ids_kind` is `migrations.revision_ids`."""
     ids = [revision.id for revision in history.revisions()]
-    numbers = [int(revision) for revision in ids if revision.isdecimal()]
+    # One in three hundred random ids has no letter.
+    numbers = [int(revision) for revision in ids if revision.isdecimal() and len(revision) != _RANDOM_DIGITS]
     if ids_kind == "random" or (ids_kind == "auto" and ids and not numbers):
-        return secrets.token_hex(6)
+        return secrets.token_hex(_RANDOM_DIGITS // 2)
     return f"{max(numbers, default=0) + 1:04d}"
 
 
