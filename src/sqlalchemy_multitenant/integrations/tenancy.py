@@ -1,62 +1,24 @@
-"""`Tenancy`: how an application tells the tenant of a request. Frameworks' modules are built on it.
-
-What is to be done with a request is decided once, in `Tenancy.steps`, which neither awaits nor blocks: it
-yields the calls that may, to be made as the caller can.
-"""
+"""`Tenancy`: how an application tells the tenant of a request. Frameworks' modules are built on it."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import time
-from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any
 
-from sqlalchemy import text
-
-from ..checks import check, is_number
-from ..context import TenantContext, UseTenant
-from ..errors import ConfigurationError, NoTenantError, TenantNotFoundError
+from ..checks import check
+from ..context import TenantContext
+from ..errors import ConfigurationError, NoTenantError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
-from ..naming import TenantId, parse_tenant_id
 from .extractors import Extractor
 from .request import TenantRequest, parse_networks
+from .resolver import Resolver, is_marked, no_tenant
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_PUBLIC = "__multitenant_public__"
-_MAX_KNOWN = 50_000
-"""How many tenants are remembered to be there; then all are forgotten, and looked for again."""
+__all__ = ["Tenancy", "is_marked", "no_tenant"]
 
 
-def no_tenant(endpoint: F) -> F:
-    """Mark an endpoint that needs no tenant: where a request for it names none, that is right."""
-    setattr(endpoint, _PUBLIC, True)
-    return endpoint
-
-
-def is_marked(endpoint: object) -> bool:
-    """Whether it was marked with `no_tenant`."""
-    return bool(getattr(endpoint, _PUBLIC, False))
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """A call that may block, or whose result is to be awaited.
-
-    Attributes:
-        call: without arguments.
-        may_block: not to be made in the thread of an event loop, unless it returns an awaitable.
-    """
-
-    call: Callable[[], Any]
-    may_block: bool
-
-
-class Tenancy:
+class Tenancy(Resolver[TenantRequest]):
     """Extracts and checks the tenant of each request, and makes it the current one.
 
     Attributes:
@@ -98,116 +60,36 @@ class Tenancy:
                 checks it again with each transaction.
             close_on_shutdown: close the manager when the server stops.
         """
-        check(
-            isinstance(tenants, TenantManager | AsyncTenantManager),
-            "tenants",
+        check(callable(extract_tenant_id), "extract_tenant_id", extract_tenant_id, "such as from_header()")
+        super().__init__(
             tenants,
-            "a TenantManager or an AsyncTenantManager",
+            extract_tenant_id=extract_tenant_id,
+            context=context,
+            validate_tenant=validate_tenant,
+            enrich_context=enrich_context,
+            check_every_s=check_every_s,
         )
-        for name, value in (
-            ("extract_tenant_id", extract_tenant_id),
-            ("validate_tenant", validate_tenant),
-            ("enrich_context", enrich_context),
-            ("on_error", on_error),
-        ):
-            check(value is None or callable(value), name, value, "a callable")
-        check(extract_tenant_id is not None, "extract_tenant_id", None, "a callable, such as from_header()")
-        check(is_number(check_every_s) and check_every_s >= 0, "check_every_s", check_every_s, "seconds")
+        check(on_error is None or callable(on_error), "on_error", on_error, "a callable")
         if isinstance(public_paths, str):
             raise ConfigurationError("public_paths", public_paths, f"a list: [{public_paths!r}]")
-        self.tenants = tenants
-        self.context: TenantContext[Any, Any] = TenantContext(tenants) if context is None else context
         self.trusted_proxies = parse_networks(trusted_proxies)
         self.on_error = on_error
         self.close_on_shutdown = close_on_shutdown
         self.is_marked_public: Callable[[Any], bool] = lambda _raw: False
-        self._extract = extract_tenant_id
-        self._validate = validate_tenant
-        self._validate_takes_request = validate_tenant is not None and _takes_two(validate_tenant)
-        self._enrich = enrich_context
         self._required = required
         paths = list(public_paths)
         for path in paths:
             check(path.startswith("/"), "public_paths", path, "it begins with /")
         self._exact = frozenset(path for path in paths if not path.endswith("*"))
         self._prefixes = tuple(path.removesuffix("*") for path in paths if path.endswith("*"))
-        self._check_every_s = check_every_s
-        self._known: dict[TenantId, float] = {}
-
-    @property
-    def is_async(self) -> bool:
-        """Whether sessions are `AsyncSession`s."""
-        return isinstance(self.tenants, AsyncTenantManager)
 
     def is_public_path(self, path: str) -> bool:
         """Whether no tenant is looked for."""
         return path in self._exact or (bool(self._prefixes) and path.startswith(self._prefixes))
 
-    def steps(self, request: TenantRequest) -> Generator[Step, Any, UseTenant[Any] | None]:
-        """The calls that lead to the tenant of `request`; returns it, ready to be entered, or None.
-
-        Raises:
-            NoTenantError: there ought to be one.
-            InvalidTenantIdError, TenantNotFoundError, TenantSuspendedError: it cannot be used.
-            Exception: what the application's callables raise.
-        """
-        found = yield Step(partial(self._extract, request), may_block=False)
-        if found is None or found == "":
-            if self._required and not self.is_marked_public(request.raw):
-                raise NoTenantError("the request does not say which tenant it is for")
-            return None
-        tenant = parse_tenant_id(found)
-        if self._validate is not None:
-            arguments = (tenant, request) if self._validate_takes_request else (tenant,)
-            if (yield Step(partial(self._validate, *arguments), may_block=True)) is False:
-                raise TenantNotFoundError(tenant)
-        now = time.monotonic()
-        if self._known.get(tenant, 0.0) <= now:
-            yield Step(partial(self._enter, tenant), may_block=True)
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            self._known[tenant] = now + self._check_every_s
-        data = None
-        if self._enrich is not None:
-            data = yield Step(partial(self._enrich, tenant, request), may_block=True)
-        return self.context.use_tenant(tenant, data)
-
-    def resolve(self, request: TenantRequest) -> UseTenant[Any] | None:
-        """`steps`, in this thread.
-
-        Raises:
-            ConfigurationError: one of the application's callables is a coroutine function.
-        """
-        steps = self.steps(request)
-        try:
-            step = next(steps)
-            while True:
-                result = step.call()
-                if inspect.isawaitable(result):
-                    if inspect.iscoroutine(result):
-                        result.close()
-                    raise ConfigurationError(
-                        "tenancy", step.call, "this framework awaits nothing: use a plain function"
-                    )
-                step = steps.send(result)
-        except StopIteration as stop:
-            found: UseTenant[Any] | None = stop.value
-            return found
-
-    async def resolve_async(self, request: TenantRequest) -> UseTenant[Any] | None:
-        """`steps`, in an event loop; what may block, in a thread."""
-        steps = self.steps(request)
-        try:
-            step = next(steps)
-            while True:
-                in_thread = step.may_block and not _is_coroutine_function(step.call)
-                result = await asyncio.to_thread(step.call) if in_thread else step.call()
-                if inspect.isawaitable(result):
-                    result = await result
-                step = steps.send(result)
-        except StopIteration as stop:
-            found: UseTenant[Any] | None = stop.value
-            return found
+    def _allow_none(self, work: TenantRequest) -> None:
+        if self._required and not self.is_marked_public(work.raw):
+            raise NoTenantError("the request does not say which tenant it is for")
 
     async def close(self) -> None:
         """Close the manager."""
@@ -215,33 +97,3 @@ class Tenancy:
             await self.tenants.close()
         else:
             await asyncio.to_thread(self.tenants.close)
-
-    def _enter(self, tenant: TenantId) -> Any:
-        if isinstance(self.tenants, AsyncTenantManager):
-            return _enter_async(self.tenants, tenant)
-        with self.tenants.get_db(tenant).connect() as connection:
-            return connection.execute(text("SELECT 1")).scalar()
-
-
-async def _enter_async(tenants: AsyncTenantManager, tenant: TenantId) -> None:
-    async with tenants.get_db(tenant).connect() as connection:
-        await connection.execute(text("SELECT 1"))
-
-
-def _is_coroutine_function(call: Any) -> bool:
-    inner = call.func if isinstance(call, partial) else call
-    return inspect.iscoroutinefunction(inner) or inspect.iscoroutinefunction(
-        getattr(inner, "__call__", None)  # noqa: B004 - of an object whose class defines an async one
-    )
-
-
-def _takes_two(fn: Callable[..., Any]) -> bool:
-    try:
-        parameters = inspect.signature(fn).parameters.values()
-    except (TypeError, ValueError):
-        return False
-    positional = [
-        p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    required = [p for p in positional if p.default is p.empty and p.kind is not p.VAR_POSITIONAL]
-    return len(required) > 1 or any(p.kind is p.VAR_POSITIONAL for p in positional)
