@@ -21,6 +21,16 @@ P = ParamSpec("P")
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of text.")]
 
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="FILE_OR_MODULE[:ATTR]",
+        help="Where the TenantConfig is. Else $MULTITENANT_CONFIG, [tool.multitenant] in pyproject.toml, "
+        "or ./tenant_config.py.",
+        show_default=False,
+    ),
+]
 
 PIPED_WIDTH = 4096
 """Of tables that a program reads."""

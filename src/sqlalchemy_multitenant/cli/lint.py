@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .common import JsonOption, console, fail, print_json, reports_errors, warn
-from .config_file import ConfigOption, load_config
+from ..config_file import load_config
+from .common import ConfigOption, JsonOption, console, fail, print_json, reports_errors, warn
 
 
 @reports_errors

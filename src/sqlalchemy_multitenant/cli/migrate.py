@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from .common import JsonOption, chosen_ids, fail, parse_canary, reports_errors, warn
-from .config_file import ConfigOption, load_config
+from ..config_file import load_config
+from .common import ConfigOption, JsonOption, chosen_ids, fail, parse_canary, reports_errors, warn
 
 AllOption = Annotated[bool, typer.Option("--all", help="Every tenant.")]
 TenantsOption = Annotated[str | None, typer.Option("--tenants", metavar="A,B,C", help="These tenants.")]

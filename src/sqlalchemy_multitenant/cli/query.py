@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import JsonOption, chosen_ids, confirm, console, fail, print_json, reports_errors
-from .config_file import ConfigOption, load_config
+from ..config_file import load_config
+from .common import ConfigOption, JsonOption, chosen_ids, confirm, console, fail, print_json, reports_errors
 from .migrate import AllOption, TenantOption, TenantsOption
 
 if TYPE_CHECKING:

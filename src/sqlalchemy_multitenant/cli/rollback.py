@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .common import JsonOption, chosen_ids, confirm, fail, reports_errors
-from .config_file import ConfigOption, load_config
+from ..config_file import load_config
+from .common import ConfigOption, JsonOption, chosen_ids, confirm, fail, reports_errors
 from .migrate import (
     AllOption,
     ConcurrencyOption,

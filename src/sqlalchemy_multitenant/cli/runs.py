@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import JsonOption, console, print_json, reports_errors
-from .config_file import ConfigOption, load_config
+from ..config_file import load_config
+from .common import ConfigOption, JsonOption, console, print_json, reports_errors
 
 if TYPE_CHECKING:
     from ..migrations.ledger import ResultRecord, RunRecord

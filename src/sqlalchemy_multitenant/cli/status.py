@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .common import JsonOption, console, parse_ids, print_json, reports_errors
-from .config_file import ConfigOption, load_config
+from ..config_file import load_config
+from .common import ConfigOption, JsonOption, console, parse_ids, print_json, reports_errors
 from .migrate import ConcurrencyOption
 from .results import warn_of_edits
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..config_file import load_config
 from ..errors import ConfigurationError
-from .common import JsonOption, confirm, console, fail, print_json, reports_errors
-from .config_file import ConfigOption, load_config
+from .common import ConfigOption, JsonOption, confirm, console, fail, print_json, reports_errors
 
 if TYPE_CHECKING:
     from ..catalog.records import TenantRecord

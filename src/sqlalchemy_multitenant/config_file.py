@@ -1,4 +1,4 @@
-"""Finding the configuration: `--config`, or its defaults."""
+"""Finding the file that the configuration is in, and loading it."""
 
 from __future__ import annotations
 
@@ -9,39 +9,33 @@ import sys
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from ..errors import ConfigurationError
+from .errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from ..config import TenantConfig
-
-ConfigOption = Annotated[
-    str | None,
-    typer.Option(
-        "--config",
-        metavar="FILE_OR_MODULE[:ATTR]",
-        help="Where the TenantConfig is. Else $MULTITENANT_CONFIG, [tool.multitenant] in pyproject.toml, "
-        "or ./tenant_config.py.",
-        show_default=False,
-    ),
-]
+    from .config import TenantConfig
 
 
-def load_config(where: str | None) -> TenantConfig:
-    """The configuration that `--config` or its defaults name.
+def load_config(where: str | None, *, origin: str = "--config", folder: Path | None = None) -> TenantConfig:
+    """The configuration that is named; or else by `$MULTITENANT_CONFIG`, by `[tool.multitenant]` in
+    pyproject.toml, or by `./tenant_config.py`.
+
+    Args:
+        where: a file or a module, and perhaps `:attribute`; None for the defaults.
+        origin: who names it, for errors.
+        folder: where to look; by default the working folder.
 
     Raises:
         ConfigurationError: there is none, or it cannot be loaded.
     """
-    from ..config import TenantConfig
+    from .config import TenantConfig  # brings SQLAlchemy, which `--help` needs not
 
-    origin, reference = _reference(where)
+    folder = Path.cwd() if folder is None else folder
+    origin, reference = (origin, where) if where else _reference(origin, folder)
     place, _, attribute = reference.rpartition(":") if _has_attribute(reference) else (reference, "", "")
     attribute = attribute or "config"
-    module = _import(origin, place)
+    module = _import(origin, place, folder)
     try:
         found = getattr(module, attribute)
     except AttributeError as error:
@@ -52,7 +46,7 @@ def load_config(where: str | None) -> TenantConfig:
         )
     # Relative to the configuration, not to wherever the command happens to run.
     file = getattr(module, "__file__", None)
-    base = Path(file).resolve().parent if file and _is_file(place) else Path.cwd()
+    base = Path(file).resolve().parent if file and _is_file(place) else folder
     settings = found.migrations
     return replace(
         found,
@@ -71,17 +65,15 @@ def _has_attribute(reference: str) -> bool:
     return reference.rpartition(":")[2].isidentifier() and ":" in reference
 
 
-def _reference(where: str | None) -> tuple[str, str]:
-    if where:
-        return "--config", where
+def _reference(origin: str, folder: Path) -> tuple[str, str]:
     if value := os.environ.get("MULTITENANT_CONFIG"):
         return "$MULTITENANT_CONFIG", value
-    pyproject = Path("pyproject.toml")
+    pyproject = folder / "pyproject.toml"
     if pyproject.is_file():
         try:
             settings = tomllib.loads(pyproject.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigurationError("pyproject.toml", str(pyproject), f"not valid TOML: {error}") from error
+            raise ConfigurationError("pyproject.toml", pyproject.name, f"not valid TOML: {error}") from error
         tools = settings.get("tool", {})
         section = tools.get("multitenant", {}) if isinstance(tools, dict) else tools
         if not isinstance(section, dict):
@@ -93,22 +85,20 @@ def _reference(where: str | None) -> tuple[str, str]:
         value = section.get("config")
         if value:
             return "tool.multitenant.config", str(value)
-    if Path("tenant_config.py").is_file():
+    if (folder / "tenant_config.py").is_file():
         return "./tenant_config.py", "tenant_config.py"
     raise ConfigurationError(
-        "--config",
-        None,
-        "no configuration found: run `multitenant init` to make one, or name it with --config",
+        origin, None, f"no configuration found: run `multitenant init` to make one, or name it with {origin}"
     )
 
 
-def _import(origin: str, place: str) -> Any:
+def _import(origin: str, place: str, folder: Path) -> Any:
     is_file = _is_file(place)
-    path = Path(place).resolve()
+    path = (folder / place).resolve()
     if is_file and not path.is_file():
         raise ConfigurationError(origin, place, f"there is no such file as {path}")
     # The configuration imports the application's models, as the application itself does.
-    sys.path.insert(0, str(path.parent) if is_file else str(Path.cwd()))
+    sys.path.insert(0, str(path.parent) if is_file else str(folder))
     try:
         return _import_file(path) if is_file else importlib.import_module(place)
     except ConfigurationError:
