@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from sqlalchemy_multitenant import AsyncTenantManager, TenantManager
 from sqlalchemy_multitenant.integrations.extractors import from_header
@@ -57,12 +59,33 @@ class Client:
         async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
             return await client.request(method, path, headers=headers)
 
+    @contextmanager
+    def holding(self, tenant: str) -> Iterator[None]:
+        """A transaction of the tenant's, beside the application's own."""
+        tenants = self.tenancy.tenants
+        if isinstance(tenants, TenantManager):
+            with tenants.get_db(tenant).connect() as connection:
+                connection.execute(text("SELECT 1"))
+                yield
+            return
+        stack = AsyncExitStack()
+        connection = self.runner.run(stack.enter_async_context(tenants.get_db(tenant).connect()))
+        try:
+            self.runner.run(_begin(connection))
+            yield
+        finally:
+            self.runner.run(stack.aclose())
+
     def names(self, tenant: str) -> list[str]:
         """The users of a tenant, as the application has them."""
         response = self.ask("/users", tenant)
         assert response.status_code == 200, response.text
         found: list[str] = response.json()[2]
         return found
+
+
+async def _begin(connection: AsyncConnection) -> None:
+    await connection.execute(text("SELECT 1"))
 
 
 MakeClient = Callable[..., Client]
@@ -79,9 +102,9 @@ def make_client(framework: str, make_config: MakeConfig, url: URL) -> Iterator[M
     runner = asyncio.Runner()
     clients: list[Client] = []
 
-    def make(*, pool_size: int = 1, **options: Any) -> Client:
+    def make(*, pool_size: int = 1, pool_timeout_s: float = 2, **options: Any) -> Client:
         options = {"extract_tenant_id": from_header(), "public_paths": ["/health"], **options}
-        config = make_config(url=url, pool_size=pool_size, pool_timeout_s=2)
+        config = make_config(url=url, pool_size=pool_size, pool_timeout_s=pool_timeout_s)
         tenants = TenantManager(config) if framework in SYNC else AsyncTenantManager(config)
         app, tenancy = APPS[framework](tenants, **options)
         clients.append(Client(app, tenancy, runner, framework))

@@ -110,6 +110,15 @@ class TestTransactions:
                 client.ask(path, "a")
         assert client.tenancy.tenants.metrics()["multitenant_pool_connections_active"] == 0
 
+    def test_while_all_connections_are_in_use(self, make_client: MakeClient) -> None:
+        client = make_client(pool_timeout_s=0.3)
+        assert client.ask("/users", "a").status_code == 200
+        with client.holding("b"):
+            response = client.ask("/users", "a")
+            assert problem(response) == (503, "Busy")
+            assert response.headers["retry-after"] == "1"
+        assert client.ask("/users", "a").status_code == 200
+
 
 class TestContext:
     def test_lasts_to_the_end_of_a_stream(self, client: Client) -> None:

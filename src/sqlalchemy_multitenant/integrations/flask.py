@@ -16,9 +16,8 @@ from sqlalchemy.orm import Session
 from werkzeug.exceptions import HTTPException
 
 from ..context import CurrentTenant
-from ..errors import MultitenantError
 from ..manager import TenantManager
-from .problem import problem_of
+from .problem import HANDLED, problem_of
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import UnitOfWork
 from .wsgi import Environ, TenancyMiddleware
@@ -38,7 +37,8 @@ def install_tenancy(app: Flask, tenants: TenantManager, **options: Any) -> Tenan
     tenancy.is_marked_public = lambda environ: _is_marked(app, environ)
     app.wsgi_app = TenancyMiddleware(app.wsgi_app, tenancy)  # type: ignore[method-assign]
     app.extensions["tenancy"] = tenancy
-    app.register_error_handler(MultitenantError, _answer)
+    for kind in HANDLED:
+        app.register_error_handler(kind, _answer)
     return tenancy
 
 
@@ -50,7 +50,7 @@ def _is_marked(app: Flask, environ: Environ) -> bool:
     return is_marked(app.view_functions.get(endpoint))
 
 
-def _answer(error: MultitenantError) -> Response:
+def _answer(error: Exception) -> Response:
     """What an error in a view means. Others are the application's own: status 500."""
     problem = problem_of(error)
     if problem is None:

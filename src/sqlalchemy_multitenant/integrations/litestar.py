@@ -24,11 +24,10 @@ from sqlalchemy.orm import Session
 from ..context import CurrentTenant
 from ..database import TenantDb
 from ..database_async import AsyncTenantDb
-from ..errors import MultitenantError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from .asgi import Scope, TenancyMiddleware
-from .problem import problem_of
+from .problem import HANDLED, problem_of
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import UnitOfWork
 
@@ -68,7 +67,8 @@ class TenancyPlugin(InitPlugin):
         app_config.middleware.insert(0, DefineMiddleware(middleware, tenancy=self.tenancy))
         for name, provide in _PROVIDERS.items():
             app_config.dependencies.setdefault(name, Provide(provide, use_cache=False))
-        app_config.exception_handlers.setdefault(MultitenantError, _answer)
+        for kind in HANDLED:
+            app_config.exception_handlers.setdefault(kind, _answer)
         if self.tenancy.close_on_shutdown:
             app_config.on_shutdown.append(self._close)
         return app_config
@@ -82,7 +82,7 @@ def _is_marked(scope: Scope) -> bool:
     return is_marked(getattr(handler, "fn", None)) or bool(getattr(handler, "opt", {}).get("no_tenant"))
 
 
-def _answer(_request: Request[Any, Any, Any], error: MultitenantError) -> Response[bytes]:
+def _answer(_request: Request[Any, Any, Any], error: Exception) -> Response[bytes]:
     """What an error in a handler means. Others are the application's own: status 500."""
     problem = problem_of(error)
     if problem is None:

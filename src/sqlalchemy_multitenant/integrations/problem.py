@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
 from ..errors import (
     InvalidTenantIdError,
     InvalidTokenError,
@@ -50,7 +52,7 @@ class Problem:
 
 
 # The first that fits, hence the more special ones first.
-_PROBLEMS: tuple[tuple[type[MultitenantError], Problem], ...] = (
+_PROBLEMS: tuple[tuple[type[Exception], Problem], ...] = (
     (NoTenantError, Problem(400, "No tenant", "The request does not say which tenant it is for.")),
     (
         InvalidTokenError,
@@ -64,7 +66,11 @@ _PROBLEMS: tuple[tuple[type[MultitenantError], Problem], ...] = (
     (TenantNotFoundError, Problem(404, "Unknown tenant", "There is no such tenant.")),
     (InvalidTenantIdError, Problem(400, "Invalid tenant", "That can be no tenant's id.")),
     (TenantBusyError, Problem(503, "Tenant busy", "Try again in a moment.", (("retry-after", "1"),))),
+    (PoolTimeoutError, Problem(503, "Busy", "Try again in a moment.", (("retry-after", "1"),))),
 )
+
+HANDLED: tuple[type[Exception], ...] = (MultitenantError, PoolTimeoutError)
+"""What errors that have a problem are; where a framework wants a handler for each kind."""
 
 
 def problem_of(error: BaseException) -> Problem | None:

@@ -15,11 +15,10 @@ from quart import Quart, Response
 from werkzeug.datastructures import Headers
 from werkzeug.exceptions import HTTPException
 
-from ..errors import MultitenantError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from .asgi import Scope, TenancyMiddleware
-from .problem import problem_of
+from .problem import HANDLED, problem_of
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import shared_session, tenant_session
 
@@ -39,7 +38,8 @@ def install_tenancy(app: Quart, tenants: TenantManager | AsyncTenantManager, **o
     tenancy.is_marked_public = lambda scope: _is_marked(app, scope)
     app.asgi_app = TenancyMiddleware(app.asgi_app, tenancy)  # type: ignore[method-assign,arg-type,assignment]
     app.extensions["tenancy"] = tenancy
-    app.register_error_handler(MultitenantError, _answer)
+    for kind in HANDLED:
+        app.register_error_handler(kind, _answer)
     return tenancy
 
 
@@ -52,7 +52,7 @@ def _is_marked(app: Quart, scope: Scope) -> bool:
     return is_marked(app.view_functions.get(endpoint))
 
 
-async def _answer(error: MultitenantError) -> Response:
+async def _answer(error: Exception) -> Response:
     """What an error in a view means. Others are the application's own: status 500."""
     problem = problem_of(error)
     if problem is None:

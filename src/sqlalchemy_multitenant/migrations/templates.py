@@ -3,7 +3,7 @@
 SCRIPT_TEMPLATE = '''"""${message}
 
 Revision: ${up_revision}
-After: ${down_revision | comma,n}
+After: ${down_revision or 'nothing' | comma,n}
 Created: ${create_date}
 """
 
