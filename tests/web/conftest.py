@@ -69,9 +69,9 @@ class Client:
                 yield
             return
         stack = AsyncExitStack()
-        connection = self.runner.run(stack.enter_async_context(tenants.get_db(tenant).connect()))
+        held = self.runner.run(stack.enter_async_context(tenants.get_db(tenant).connect()))
         try:
-            self.runner.run(_begin(connection))
+            self.runner.run(_begin(held))
             yield
         finally:
             self.runner.run(stack.aclose())
