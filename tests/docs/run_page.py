@@ -3,7 +3,7 @@
 A Python block that begins with a comment such as `# models.py` is written to that file; others are
 executed in one namespace, and what they print must be what the comments behind each `print(...)` say. Of a
 console block, the lines `$ multitenant ...` are executed, and must exit with 0: those of README.md as a real
-command, those of other pages in this process, which spares a second each.
+command, those of other pages in this process, which spares a second each. So are the lines `$ pytest`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import io
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -55,11 +56,21 @@ def run_console(block: Block, *, spawned: bool) -> None:
     for line in block.code.splitlines():
         command = shlex.split(line.removeprefix("$ "))
         assert line.startswith("$ "), f"no prompt: {line}"
+        if command[0] == "pytest":
+            run_pytest(command[1:])
         if command[0] != "multitenant":
             continue
         run = spawn if spawned else call
         done = run(tuple(command[1:]), Path.cwd(), os.environ.copy())
         assert done.code == 0, f"exit code {done.code}: {done.out}{done.err}"
+
+
+def run_pytest(arguments: list[str]) -> None:
+    # Of the plugins that are installed here ours alone, which spares seconds.
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": "."}
+    command = [sys.executable, "-m", "pytest", "-p", "sqlalchemy_multitenant.pytest_plugin", *arguments]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def run_page(page: Path) -> None:

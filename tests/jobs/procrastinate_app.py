@@ -6,13 +6,14 @@ import os
 from typing import Any
 
 import psycopg
-from procrastinate import App, JobContext, PsycopgConnector
+from procrastinate import App, JobContext
 from sqlalchemy import make_url, select
 
 from sqlalchemy_multitenant import AsyncTenantManager, Connection, Schemas, TenantConfig, TenantManager
 from sqlalchemy_multitenant.integrations.procrastinate import (
     ProcrastinateTenancy,
     install_tenancy,
+    make_connector,
     no_tenant,
 )
 from tests.models import SharedBase, TenantBase, User
@@ -22,11 +23,11 @@ def make_app(url: str, *, is_sync: bool = False, **options: Any) -> tuple[App, P
     """The application; options go to its tenancy."""
     parsed = make_url(url)
     conninfo = parsed.set(drivername="postgresql").render_as_string(hide_password=False)
-    app = App(connector=PsycopgConnector(conninfo=conninfo, max_size=5))
     config = TenantConfig(
         connection=Connection(url=parsed, pool_size=1),
         schemas=Schemas(tenant=TenantBase, shared=SharedBase),
     )
+    app = App(connector=make_connector(config, max_size=5))
     tenants = TenantManager(config) if is_sync else AsyncTenantManager(config)
     tenancy = install_tenancy(app, tenants, **options)
     context = tenancy.context

@@ -20,19 +20,24 @@ from sqlalchemy import URL, Engine, create_engine, text
 from sqlalchemy_multitenant import (
     AsyncTenantManager,
     ConfigurationError,
+    Connection,
+    Migrator,
     NoTenantError,
+    Schemas,
+    TenantConfig,
     TenantManager,
 )
 from sqlalchemy_multitenant.integrations.procrastinate import (
     ProcrastinateTenancy,
     connection_of,
     install_tenancy,
+    make_connector,
 )
 from tests.command import unmeasured
 from tests.conftest import MakeConfig
 from tests.jobs.conftest import ROOT, stop, wait_for
 from tests.jobs.procrastinate_app import make_app
-from tests.models import User
+from tests.models import SharedBase, TenantBase, User
 
 
 @pytest.fixture(scope="module")
@@ -296,6 +301,38 @@ def test_options_and_middleware_in_a_worker_of_ones_own(make_queue: Callable[...
     queue.run(app.run_worker_async(worker_middleware=[middleware], **work))
     assert seen == [("here", "a"), ("a", "here for a")]
     assert [queue.status(job) for job in jobs] == ["succeeded", "failed", "failed"]
+
+
+def test_a_shared_schema_with_an_odd_name(empty_url: URL) -> None:
+    config = TenantConfig(
+        connection=Connection(url=empty_url),
+        schemas=Schemas(tenant=TenantBase, shared=SharedBase, shared_schema="Our \\ shop's"),
+    )
+    runner, made = asyncio.Runner(), []
+
+    async def work() -> None:
+        app = App(connector=make_connector(config))
+        async with AsyncTenantManager(config) as tenants, app.open_async():
+            tenancy = install_tenancy(app, tenants)
+            await app.schema_manager.apply_schema_async()
+
+            @app.task(name="noop")
+            async def noop() -> None:
+                made.append(str(tenancy.context.get_tenant()))
+
+            async with tenancy.context.use_tenant("a"), tenants.get_db("a").begin() as session:
+                await noop.configure(connection=await connection_of(session)).defer_async()
+            await app.run_worker_async(wait=False, install_signal_handlers=False)
+
+    with TenantManager(config) as tenants:
+        with Migrator(config) as migrator:
+            migrator.migrate_shared()
+        with tenants.get_shared_db().begin() as session:
+            SharedBase.metadata.create_all(session.connection())
+        tenants.create_tenant("a")
+    runner.run(work())
+    runner.close()
+    assert made == ["a"]
 
 
 def test_wrong_installations(queue: Queue, tenants: TenantManager, make_config: MakeConfig, url: URL) -> None:

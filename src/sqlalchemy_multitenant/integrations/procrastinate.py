@@ -1,7 +1,8 @@
 """procrastinate, whose broker is the PostgreSQL that is there already: `install_tenancy`. Needs the extra
 `procrastinate`.
 
-    tenancy = install_tenancy(app, tenants)
+    app = App(connector=make_connector(config))
+    tenancy = install_tenancy(app, AsyncTenantManager(config))
 
     @app.task
     async def send_invoice(order_id: int) -> None:
@@ -25,28 +26,55 @@ from contextlib import nullcontext
 from typing import Any, cast, overload
 
 import psycopg
-from procrastinate import App, JobContext
+from procrastinate import App, JobContext, PsycopgConnector
 from procrastinate.jobs import Job as QueuedJob
 from procrastinate.tasks import Task
 from procrastinate.worker import Worker
+from psycopg.conninfo import make_conninfo
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
 from ..catalog.records import TenantRecord
+from ..config import TenantConfig
+from ..engines.url import psycopg_url, resolve_url
 from ..errors import ConfigurationError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
-from ..naming import parse_tenant_id
+from ..naming import parse_tenant_id, quote_ident
 from .jobs import Job, JobTenancy
 from .resolver import is_marked, no_tenant
 
-__all__ = ["ProcrastinateTenancy", "connection_of", "install_tenancy", "no_tenant"]
+__all__ = ["ProcrastinateTenancy", "connection_of", "install_tenancy", "make_connector", "no_tenant"]
 
 STAMP = "__tenant__"
 """A job has nothing but its task's arguments to carry a tenant in: this is one that no task has."""
 
 _BATCH = 1_000
 _BUILTIN = "builtin:"
+
+
+def make_connector(config: TenantConfig, **options: Any) -> PsycopgConnector:
+    """A connector for the configuration's database, with procrastinate's tables in its shared schema. It
+    looks for the database when it is opened.
+
+    Args:
+        config: the configuration.
+        options: of the connector, and of its pool: `max_size`, say.
+    """
+
+    def conninfo() -> str:
+        url = psycopg_url(resolve_url(config.connection))
+        _, parameters = url.get_dialect()().create_connect_args(url)
+        path = f"-csearch_path={_escaped(quote_ident(config.schemas.shared_schema))}"
+        parameters["options"] = f"{parameters.get('options', '')} {path}".strip()
+        return make_conninfo(**parameters)
+
+    return PsycopgConnector(conninfo=conninfo, **options)
+
+
+def _escaped(value: str) -> str:
+    """Within libpq's `options` (https://www.postgresql.org/docs/current/libpq-connect.html)."""
+    return value.replace("\\", "\\\\").replace(" ", "\\ ")
 
 
 def install_tenancy(
