@@ -1,4 +1,4 @@
-"""`python -m benchmarks [reads|checks|fleet|history|questions|all] [--rounds N] [--tenants N] [--json F]`"""
+"""`python -m benchmarks [KIND] [--rounds N] [--tenants N] [--json F]`; kinds are modules of this package."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from rich.console import Console
 from sqlalchemy import URL
 
-from . import checks, fleet, history, questions, reads
+from . import checks, fleet, history, questions, reads, web
 from .database import connect, own_database, populate, server_url
 from .report import Report, as_json, show
 
-KINDS = ("reads", "checks", "fleet", "history", "questions", "all")
+KINDS = ("reads", "checks", "fleet", "history", "questions", "web", "all")
 _console = Console()
 _progress = Console(stderr=True, style="dim")
 
@@ -53,6 +53,8 @@ def _measure(server: URL, options: argparse.Namespace, folder: Path) -> Iterator
         yield from history.run(server, folder, options.rounds, say)
     if options.kind in ("questions", "all"):
         yield from questions.run(server, folder, options.rounds, say)
+    if options.kind in ("web", "all"):
+        yield from web.run(server, folder, options.rounds, say)
 
 
 def main() -> None:

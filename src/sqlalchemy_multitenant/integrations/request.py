@@ -16,12 +16,17 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class Headers(Mapping[str, str]):
-    """The headers of a request; names in any case."""
+    """The headers of a request; names in any case. They are read when one is asked for."""
 
     def __init__(self, items: Iterable[tuple[str, str]]) -> None:
-        self._values: dict[str, list[str]] = {}
-        for name, value in items:
-            self._values.setdefault(name.lower(), []).append(value)
+        self._items = items
+
+    @cached_property
+    def _values(self) -> dict[str, list[str]]:
+        values: dict[str, list[str]] = {}
+        for name, value in self._items:
+            values.setdefault(name.lower(), []).append(value)
+        return values
 
     def __getitem__(self, name: str) -> str:
         return self._values[name.lower()][0]
@@ -43,10 +48,10 @@ class Headers(Mapping[str, str]):
             TenantConflictError: it is there several times, with different values: proxies and servers
                 disagree about which one counts.
         """
-        values = set(self.get_all(name))
-        if len(values) > 1:
+        values = self.get_all(name)
+        if any(value != values[0] for value in values):
             raise TenantConflictError(f"the header {name!r} came several times")
-        return values.pop() if values else None
+        return values[0] if values else None
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ class UnitOfWork:
         if (session := self._sessions.get(shared)) is None:
             context = self.tenancy.context
             db = context.get_shared_db() if shared else context.get_tenant_db()
-            session = self._sessions[shared] = db.session()
+            # The commit comes unasked for: what was loaded before stays loaded.
+            session = self._sessions[shared] = db.session(expire_on_commit=False)
         return session
 
     def fail(self) -> None:
@@ -94,17 +95,19 @@ class UnitOfWork:
 
     async def close_async(self) -> None:
         """Give the connections back, also where the request was cancelled."""
-        if self._sessions:
+        if self._open():
             # The task of the request may be cancelled once more while it waits here.
-            await asyncio.shield(asyncio.create_task(self._close_all()))
+            await asyncio.shield(asyncio.create_task(self._close_open()))
+        for session in self._sessions.values():  # without a transaction, there is nothing to wait for
+            (session.sync_session if isinstance(session, AsyncSession) else session).close()
+        self._sessions.clear()
 
-    async def _close_all(self) -> None:
-        for session in self._sessions.values():
+    async def _close_open(self) -> None:
+        for session in self._open():
             if isinstance(session, AsyncSession):
                 await session.close()
             else:
                 await asyncio.to_thread(session.close)
-        self._sessions.clear()
 
     def _open(self) -> list[Any]:
         return [session for session in self._sessions.values() if session.in_transaction()]

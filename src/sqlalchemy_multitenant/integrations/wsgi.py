@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from http import HTTPStatus
 from types import TracebackType
@@ -19,6 +19,8 @@ StartResponse: TypeAlias = Callable[..., Callable[[bytes], object]]
 WSGIApp: TypeAlias = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 _ERROR = 400
+_BARE = ("CONTENT_TYPE", "CONTENT_LENGTH")
+"""Headers whose variables do not begin with HTTP_."""
 
 
 class TenancyMiddleware:
@@ -128,17 +130,30 @@ class _Body:
 
 def make_request(environ: Environ, tenancy: Tenancy) -> TenantRequest:
     """What extractors see of an environment."""
-    headers = [
-        (key.removeprefix("HTTP_").replace("_", "-"), value)
-        for key, value in environ.items()
-        if key.startswith("HTTP_") or key in ("CONTENT_TYPE", "CONTENT_LENGTH")
-    ]
     return TenantRequest(
         method=environ["REQUEST_METHOD"],
         path=environ.get("PATH_INFO", "").encode("latin-1").decode("utf-8", "replace") or "/",
-        headers=Headers(headers),
+        headers=_EnvironHeaders(environ),
         query_string=environ.get("QUERY_STRING", ""),
         client=environ.get("REMOTE_ADDR"),
         raw=environ,
         trusted_proxies=tenancy.trusted_proxies,
     )
+
+
+class _EnvironHeaders(Headers):
+    """Those of an environment, each of which is there once: servers join the values with commas."""
+
+    def __init__(self, environ: Environ) -> None:
+        self._environ = environ
+        super().__init__(self._read())
+
+    def _read(self) -> Iterator[tuple[str, str]]:
+        for key, value in self._environ.items():
+            if key.startswith("HTTP_") or key in _BARE:
+                yield key.removeprefix("HTTP_").replace("_", "-"), value
+
+    def get_all(self, name: str) -> Sequence[str]:
+        key = name.upper().replace("-", "_")
+        value = self._environ.get(key if key in _BARE else f"HTTP_{key}")
+        return [] if value is None else [value]
