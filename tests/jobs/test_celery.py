@@ -12,6 +12,7 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.exceptions import ChordError
 from sqlalchemy import URL
+from sqlalchemy.exc import OperationalError
 
 from sqlalchemy_multitenant import (
     AsyncTenantManager,
@@ -187,6 +188,17 @@ def test_chains_groups_and_chords_keep_the_tenant(running: Shop) -> None:
     ]
 
 
+def test_maps_and_chunks_keep_the_tenant(running: Shop) -> None:
+    who = running.task("who")
+    with running.use("b"):
+        results = [who.map([1, 2]).delay(), who.chunks([(1,), (2,)], 1).group().delay()]
+    found = ["b", None]
+    assert [get(result) for result in results] == [[found, found], [[found], [found]]]
+    with pytest.raises(NoTenantError, match=r"task celery\.map"):
+        who.map([1]).delay()
+    assert get(running.task("shared").map([1]).delay()) == [None]
+
+
 def test_callbacks_keep_the_tenant(running: Shop) -> None:
     remember, telling = running.task("remember"), running.task("telling")
     with running.use("b"):
@@ -303,6 +315,16 @@ def test_a_tenant_in_the_arguments(eager: Any) -> None:
     assert who.delay("b").get() == ["b", None]
     with shop.use("a"), pytest.raises(TenantConflictError, match="stamped with 'a', and says 'b'"):
         who.delay("b")
+
+
+def test_a_server_that_cannot_be_reached_is_the_tasks_own_matter() -> None:
+    app, tenancy = make_app("postgresql://nobody@127.0.0.1:1/nothing", "memory://")
+    app.conf.update(task_always_eager=True, task_eager_propagates=True, result_backend="cache+memory://")
+    with tenancy.context.use_tenant("a"):
+        assert app.tasks["who"].delay().get() == ["a", None]
+        with pytest.raises(OperationalError):
+            app.tasks["names"].delay()
+    tenancy.tenants.close()
 
 
 def ran() -> str:

@@ -17,16 +17,18 @@ retries (https://docs.celeryq.dev/en/stable/userguide/canvas.html).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from celery import Celery, signals
 from celery.app.annotations import prepare
 from celery.canvas import Signature
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..context import UseTenant
 from ..errors import ConfigurationError
 from ..manager import TenantManager
-from ..naming import parse_tenant_id
+from ..naming import TenantId, parse_tenant_id
 from .jobs import STAMP, Job, JobTenancy
 from .resolver import is_marked, no_tenant
 
@@ -40,6 +42,7 @@ AnyTask: TypeAlias = Any
 
 _ENTERED = "multitenant_entered"
 _NESTED = ("link", "link_error", "chain", "chord")
+_CALLERS = ("celery.map", "celery.starmap")
 _IDS = ("task_id", "root_id", "parent_id", "group_id", "group_index")
 _NOBODY = ""
 """A stamp that says: nobody's, even where a tenant is current."""
@@ -138,7 +141,7 @@ class CeleryTenancy(JobTenancy):
         stamp = current if stamp is None else stamp and parse_tenant_id(stamp)
         task = options.get("task_type")
         if task is not None:  # others are not known here: the worker refuses them
-            self.check_stamp(name, stamp, needs_none=_needs_none(task))
+            self.check_stamp(name, stamp, needs_none=self._needs_none(task, kwargs))
         stamps = dict.fromkeys(_NESTED, stamp or _NOBODY)
         # The tasks of a chord may be for several tenants; its body is for that of whoever makes the chord,
         # and never for that of the task which happens to end last.
@@ -161,7 +164,7 @@ class CeleryTenancy(JobTenancy):
         stamp = (request.headers or {}).get(STAMP)
         if stamp is None and request.is_eager:
             stamp = self.current()
-        job = Job(task.name, args or (), kwargs or {}, stamp, _needs_none(task), request)
+        job = Job(task.name, args or (), kwargs or {}, stamp, self._needs_none(task, kwargs), request)
         entered: UseTenant[Any] | Exception | None
         try:
             entered = self.resolve(job)
@@ -202,6 +205,18 @@ class CeleryTenancy(JobTenancy):
                 if isinstance(entered, UseTenant):
                     entered.__exit__(None, None, None)
 
+    def _needs_none(self, task: AnyTask, kwargs: Mapping[str, Any] | None) -> bool:
+        """Celery's own tasks are its housekeeping; but for those that call others."""
+        if task.name in _CALLERS:
+            called = self._app.tasks.get((kwargs or {})["task"]["task"])
+            return called is None or is_marked(called.run)
+        return task.name.startswith("celery.") or is_marked(task.run)
+
+    def _enter(self, tenant: TenantId) -> Any:
+        # A server that cannot be reached is the task's own matter, which may be one that is tried again.
+        with suppress(SQLAlchemyError):
+            return super()._enter(tenant)
+
     def _close(self, **_: Any) -> None:
         self.tenants.close()
 
@@ -230,11 +245,6 @@ def _for_each(tenancy: CeleryTenancy) -> Callable[[Mapping[str, Any]], int]:
         return tenancy.for_each_tenant(tenancy._app.signature(signature))
 
     return for_each_tenant
-
-
-def _needs_none(task: AnyTask) -> bool:
-    """Celery's own tasks are its housekeeping."""
-    return task.name.startswith("celery.") or is_marked(task.run)
 
 
 def _stamped(value: Any, stamp: str, *, again: bool = False) -> Any:
