@@ -1,5 +1,8 @@
 """The servers that `web` measures: an endpoint that reads one row, with the middleware and its dependency,
-and with a plain session. `uvicorn benchmarks.web_apps:app`, configured by the environment."""
+and with a plain session; each in one transaction, which is committed.
+
+`uvicorn benchmarks.web_apps:app`, configured by the environment.
+"""
 
 # Without `from __future__ import annotations`: FastAPI reads annotations, and finds in text only the names of
 # the module.
@@ -57,7 +60,7 @@ def fastapi_async_plain() -> FastAPI:
     make = async_sessionmaker(create_async_engine(_url(), **_pinned()))
 
     async def open_session() -> AsyncIterator[AsyncSession]:
-        async with make() as session:
+        async with make.begin() as session:
             yield session
 
     @app.get("/users/{user_id}")
@@ -83,7 +86,7 @@ def fastapi_sync_plain() -> FastAPI:
     make = sessionmaker(create_engine(_url(), **_pinned()))
 
     def open_session() -> Iterator[Session]:
-        with make() as session:
+        with make.begin() as session:
             yield session
 
     @app.get("/users/{user_id}")
@@ -110,7 +113,7 @@ def flask_plain() -> Flask:
 
     @app.get("/users/<int:user_id>")
     def user(user_id: int) -> str:
-        with make() as session:
+        with make.begin() as session:
             return session.get_one(User, user_id).name
 
     return app

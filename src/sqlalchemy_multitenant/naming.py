@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NewType
 
 from .errors import ConfigurationError, InvalidTenantIdError
@@ -41,6 +42,13 @@ def parse_tenant_id(value: object) -> TenantId:
     """
     if not isinstance(value, str):
         raise InvalidTenantIdError(repr(value), f"an id is a str, not {type(value).__name__}; pass str(...)")
+    return _parse_tenant_id(
+        str.__str__(value)
+    )  # plain: a subclass may bring data and an adaptation of its own
+
+
+@lru_cache(maxsize=10_000)  # each request asks several times
+def _parse_tenant_id(value: str) -> TenantId:
     if not value:
         raise InvalidTenantIdError(value, "an id is not empty")
     if len(value) > MAX_NAME_BYTES:
@@ -49,7 +57,7 @@ def parse_tenant_id(value: object) -> TenantId:
         raise InvalidTenantIdError(
             value, "only ASCII letters, digits, '_', '-' and '.', beginning with a letter or digit"
         )
-    return TenantId(str.__str__(value))  # plain: a subclass may bring data and an adaptation of its own
+    return TenantId(value)
 
 
 def parse_tenant_ids(values: Iterable[str]) -> list[TenantId]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 
 # What is not code: comments, strings (E'..' with backslashes, also in what continues it on the next line),
 # quoted names, dollar-quoted bodies (not within a name, in which any character beyond ASCII may be)
@@ -124,6 +125,14 @@ def find_transaction_control(sql: str) -> str | None:
 
     Savepoints are no such thing, and a function's body is not looked into.
     """
+    # Statements come again and again; what is long is rather data, and comes once.
+    return _find_known(sql) if len(sql) <= _KNOWN_LENGTH else _find(sql)
+
+
+_KNOWN_LENGTH = 10_000
+
+
+def _find(sql: str) -> str | None:
     if not _WORD.search(sql):
         return None
     for _, _, statement in _statements(sql):
@@ -131,3 +140,6 @@ def find_transaction_control(sql: str) -> str | None:
         if match and not match["savepoint"]:
             return " ".join(match["command"].upper().split())
     return None
+
+
+_find_known = lru_cache(maxsize=1000)(_find)
