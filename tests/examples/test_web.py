@@ -13,7 +13,7 @@ from tests.examples.example import Example, by_header, crowd, fill
 MakeExample = Callable[[str], Example]
 
 
-@pytest.mark.parametrize("name", ["fastapi-basic"])
+@pytest.mark.parametrize("name", ["fastapi-basic", "flask-basic", "litestar-basic"])
 def test_a_crowd_of_clients(example: MakeExample, name: str) -> None:
     """No crossing, no connection that stays in use, no tenant that is left; also where clients hang up."""
     shop = example(name)
@@ -28,7 +28,7 @@ def test_a_crowd_of_clients(example: MakeExample, name: str) -> None:
     assert shop.connections() == {}
 
 
-@pytest.mark.parametrize("name", ["fastapi-basic"])
+@pytest.mark.parametrize("name", ["fastapi-basic", "flask-basic", "litestar-basic"])
 def test_the_readme(example: MakeExample, name: str) -> None:
     """What its README shows."""
     shop = example(name)

@@ -23,6 +23,7 @@ PLANS = select(Plan.name).order_by(Plan.id)
 #   POST /users?name=&status=    adds a user, answers with the status; raise=true: by an exception
 #   GET  /broken                 raises a ZeroDivisionError after adding a user
 #   GET  /unique                 adds two users of one id: the commit fails
+#   GET  /late                   adds a user, and leaves it to the commit to open a transaction
 #   GET  /shared-only            reads the tenant's database on a public path
 #   GET  /stream                 the tenant in ten parts, read from the context anew for each
 #   GET  /own-error              raises an error of the application's own that is a MultitenantError
@@ -75,6 +76,10 @@ def fastapi_sync(tenants: TenantManager, **options: Any) -> tuple[Any, Tenancy]:
         session.flush()
         session.expunge_all()
         session.add(User(id=50, name="again"))
+
+    @app.get("/late")
+    def late(session: ours.TenantSession) -> None:
+        session.add(User(name="late"))
 
     @app.get("/shared-only")
     @no_tenant
@@ -144,6 +149,10 @@ def fastapi_async(tenants: AsyncTenantManager, **options: Any) -> tuple[Any, Ten
         session.expunge_all()
         session.add(User(id=50, name="again"))
 
+    @app.get("/late")
+    async def late(session: ours.AsyncTenantSession) -> None:
+        session.add(User(name="late"))
+
     @app.get("/shared-only")
     @no_tenant
     async def shared_only(session: ours.AsyncTenantSession) -> None:
@@ -204,6 +213,10 @@ def starlette(tenants: AsyncTenantManager, **options: Any) -> tuple[Any, Tenancy
         tenant_session().add(User(id=50, name="again"))
         return Response()
 
+    async def late(_: Request) -> Response:
+        tenant_session().add(User(name="late"))
+        return Response()
+
     @no_tenant
     async def shared_only(_: Request) -> Response:
         return JSONResponse(list(await tenant_session().scalars(NAMES)))
@@ -225,6 +238,7 @@ def starlette(tenants: AsyncTenantManager, **options: Any) -> tuple[Any, Tenancy
         Route("/users", add, methods=["POST"]),
         Route("/broken", broken),
         Route("/unique", unique),
+        Route("/late", late),
         Route("/shared-only", shared_only),
         Route("/stream", stream),
         Route("/own-error", own_error),
@@ -286,6 +300,10 @@ def litestar(tenants: AsyncTenantManager, **options: Any) -> tuple[Any, Tenancy]
         tenant_session.expunge_all()
         tenant_session.add(User(id=50, name="again"))
 
+    @get("/late")
+    async def late(tenant_session: ours.AsyncTenantSession) -> None:
+        tenant_session.add(User(name="late"))
+
     @get("/shared-only")
     @no_tenant
     async def shared_only(tenant_session: ours.AsyncTenantSession) -> list[str]:
@@ -303,7 +321,7 @@ def litestar(tenants: AsyncTenantManager, **options: Any) -> tuple[Any, Tenancy]
     async def own_error() -> None:
         raise OwnError("mine")
 
-    handlers = [health, plans, users, add, broken, unique, shared_only, stream, own_error]
+    handlers = [health, plans, users, add, broken, unique, late, shared_only, stream, own_error]
     return Litestar(handlers, plugins=[plugin]), tenancy
 
 
@@ -350,6 +368,11 @@ def quart(tenants: AsyncTenantManager, **options: Any) -> tuple[Any, Tenancy]:
         await tenant_session().flush()
         tenant_session().expunge_all()
         tenant_session().add(User(id=50, name="again"))
+        return ""
+
+    @app.get("/late")
+    async def late() -> Any:
+        tenant_session().add(User(name="late"))
         return ""
 
     @app.get("/shared-only")
@@ -421,6 +444,11 @@ def flask(tenants: TenantManager, **options: Any) -> tuple[Any, Tenancy]:
         tenant_session().flush()
         tenant_session().expunge_all()
         tenant_session().add(User(id=50, name="again"))
+        return ""
+
+    @app.get("/late")
+    def late() -> Any:
+        tenant_session().add(User(name="late"))
         return ""
 
     @app.get("/shared-only")

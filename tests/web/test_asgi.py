@@ -223,6 +223,23 @@ def test_the_server_stops(make_config: MakeConfig, closes: bool) -> None:
     asyncio.run(run())
 
 
+def test_the_pools_log_where_those_of_sqlalchemy_do(
+    make_config: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not among the messages of a server that logs at INFO."""
+
+    async def run() -> None:
+        async with AsyncTenantManager(make_config()) as tenants:
+            await tenants.warm_up(["a"])
+
+    caplog.set_level("INFO")
+    asyncio.run(run())
+    assert caplog.record_tuples == []
+    caplog.set_level("INFO", logger="sqlalchemy.pool")
+    asyncio.run(run())
+    assert {record.name for record in caplog.records} == {"sqlalchemy.pool"}
+
+
 def test_outside_a_request_there_is_no_session() -> None:
     with pytest.raises(NoTenantError, match="no request"):
         tenant_session()

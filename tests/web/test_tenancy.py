@@ -51,6 +51,7 @@ class TestTenants:
             connection.execute(text("UPDATE multitenant_tenants SET status = 'suspended' WHERE id = 'a'"))
         # Known to be there: the database refuses it.
         assert problem(client.ask("/users", "a")) == (403, "Tenant suspended")
+        assert problem(client.ask("/late", "a")) == (403, "Tenant suspended")
 
     def test_public_paths_need_none(self, client: Client, tenants: TenantManager) -> None:
         with tenants.get_shared_db().begin() as session:
@@ -63,6 +64,20 @@ class TestTenants:
         assert problem(client.ask("/shared-only")) == (400, "No tenant")
         assert client.ask("/nowhere").status_code in (400, 404)
         assert client.ask("/nowhere", "a").status_code == 404
+
+    def test_what_a_browser_asks_before(self, client: Client) -> None:
+        """A CORS preflight brings no header of the request that it is about; no framework here answers it."""
+        asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "GET"}
+        response = client.ask("/users", method="OPTIONS", headers=asked)
+        assert response.headers.get("content-type") != "application/problem+json", response.text
+        assert problem(client.ask("/users", method="OPTIONS"))[0] in (400, 405)
+
+    def test_the_apis_description(self, client: Client) -> None:
+        path = {"litestar": "/schema/openapi.json"}.get(client.name, "/openapi.json")
+        if client.name.startswith("fastapi") or client.name == "litestar":
+            assert client.ask(path).status_code == 200
+        else:  # none is made there
+            assert problem(client.ask(path))[0] == 400
 
     def test_where_none_is_required(self, make_client: MakeClient) -> None:
         client = make_client(required=False)
@@ -114,9 +129,10 @@ class TestTransactions:
         client = make_client(pool_timeout_s=0.3)
         assert client.ask("/users", "a").status_code == 200
         with client.holding("b"):
-            response = client.ask("/users", "a")
-            assert problem(response) == (503, "Busy")
-            assert response.headers["retry-after"] == "1"
+            for path in ("/users", "/late"):
+                response = client.ask(path, "a")
+                assert problem(response) == (503, "Busy")
+                assert response.headers["retry-after"] == "1"
         assert client.ask("/users", "a").status_code == 200
 
 

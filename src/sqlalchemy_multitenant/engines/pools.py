@@ -44,6 +44,10 @@ class _Watched:
     SQLAlchemy's does, and that can be retired: then it keeps no connection, and serves whoever is late.
     """
 
+    # Where SQLAlchemy's own pools log, who are silent unless asked: not at INFO, whenever they are closed.
+    # https://docs.sqlalchemy.org/en/21/core/engines.html#configuring-logging
+    _sqla_logger_namespace = "sqlalchemy.pool"
+
     watch: Watch | None = None
     _retired = False
 

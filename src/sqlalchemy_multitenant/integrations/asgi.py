@@ -42,8 +42,7 @@ class TenancyMiddleware:
             return
         request = make_request(scope, self.tenancy)
         try:
-            is_public = self.tenancy.is_public_path(request.path)
-            tenant = None if is_public else await self.tenancy.resolve_async(request)
+            tenant = None if self.tenancy.is_public(request) else await self.tenancy.resolve_async(request)
         except Exception as error:
             if not await self._answer(error, request, receive, send):
                 raise
@@ -57,7 +56,8 @@ class TenancyMiddleware:
                 except Exception as error:
                     unit.fail()
                     await unit.end_transactions_async()
-                    if answer.has_begun or not await self._answer(error, request, receive, send):
+                    cause = answer.error or error
+                    if answer.has_begun or not await self._answer(cause, request, receive, send):
                         raise
         finally:
             await unit.close_async()
@@ -90,11 +90,17 @@ class TenancyMiddleware:
 
 
 class _Answer:
-    """Watches an answer begin."""
+    """Watches an answer begin.
+
+    Attributes:
+        has_begun: whether it has.
+        error: of the commit before it, which may come back wrapped in an error of the framework's.
+    """
 
     def __init__(self, send: Send) -> None:
         self._send = send
         self.has_begun = False
+        self.error: Exception | None = None
 
     def sender(self, unit: UnitOfWork) -> Send:
         async def sender(message: Message) -> None:
@@ -102,7 +108,11 @@ class _Answer:
                 if message["type"] == "http.response.start":
                     if message["status"] >= _ERROR:
                         unit.fail()
-                    await unit.end_transactions_async()
+                    try:
+                        await unit.end_transactions_async()
+                    except Exception as error:
+                        self.error = error
+                        raise
                 self.has_begun = True
             await self._send(message)
 

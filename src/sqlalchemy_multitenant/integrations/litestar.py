@@ -63,6 +63,9 @@ class TenancyPlugin(InitPlugin):
     def on_app_init(self, app_config: AppConfig) -> AppConfig:
         """Called by Litestar."""
         self.tenancy.is_marked_public = _is_marked
+        if (openapi := app_config.openapi_config) is not None:
+            path = openapi.openapi_router.path if openapi.openapi_router else openapi.path or "/schema"
+            self.tenancy.add_public_paths(path, f"{path}/*")
         middleware: Any = TenancyMiddleware  # whose types are the specification's, and not Litestar's own
         app_config.middleware.insert(0, DefineMiddleware(middleware, tenancy=self.tenancy))
         for name, provide in _PROVIDERS.items():

@@ -80,12 +80,26 @@ class Tenancy(Resolver[TenantRequest]):
         paths = list(public_paths)
         for path in paths:
             check(path.startswith("/"), "public_paths", path, "it begins with /")
-        self._exact = frozenset(path for path in paths if not path.endswith("*"))
-        self._prefixes = tuple(path.removesuffix("*") for path in paths if path.endswith("*"))
+        self._exact: frozenset[str] = frozenset()
+        self._prefixes: tuple[str, ...] = ()
+        self.add_public_paths(*paths)
 
     def is_public_path(self, path: str) -> bool:
         """Whether no tenant is looked for."""
         return path in self._exact or (bool(self._prefixes) and path.startswith(self._prefixes))
+
+    def is_public(self, request: TenantRequest) -> bool:
+        """Whether no tenant is looked for: a public path, or what a browser asks before a request to another
+        origin, in which it sends neither headers nor cookies (https://fetch.spec.whatwg.org/#cors-preflight-fetch).
+        """
+        if request.method == "OPTIONS" and "access-control-request-method" in request.headers:
+            return True
+        return self.is_public_path(request.path)
+
+    def add_public_paths(self, *paths: str) -> None:
+        """Paths of the framework's own, in the form of the option."""
+        self._exact |= {path for path in paths if not path.endswith("*")}
+        self._prefixes += tuple(path.removesuffix("*") for path in paths if path.endswith("*"))
 
     def _allow_none(self, work: TenantRequest) -> None:
         if self._required and not self.is_marked_public(work.raw):

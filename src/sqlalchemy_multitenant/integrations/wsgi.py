@@ -43,7 +43,7 @@ class TenancyMiddleware:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         request = make_request(environ, self.tenancy)
         try:
-            tenant = None if self.tenancy.is_public_path(request.path) else self.tenancy.resolve(request)
+            tenant = None if self.tenancy.is_public(request) else self.tenancy.resolve(request)
         except Exception as error:
             if (answer := self._answer(error, request, start_response)) is None:
                 raise
