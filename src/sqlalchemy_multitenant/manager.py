@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -42,6 +43,7 @@ class TenantManager(ManagerBase[TenantDb]):
         self._stop_sweeping = threading.Event()
         self._sweeper: threading.Thread | None = None
         self._at_exit = _close_at_exit(self)
+        _managers.add(self)
 
     def _make_db(self, tenant: TenantId | None, engine: Engine) -> TenantDb:
         self._start_sweeping()
@@ -66,6 +68,15 @@ class TenantManager(ManagerBase[TenantDb]):
                     daemon=True,
                 )
                 self._sweeper.start()
+
+    def _sweep_in_child(self) -> None:
+        """In a process that was forked just now, in which no other thread goes on."""
+        if self._sweeper is not None:
+            # A lock's holder may have been one of them.
+            self._lock, self._sweeper = threading.Lock(), None
+            if not self._stop_sweeping.is_set():
+                self._stop_sweeping = threading.Event()
+            self._start_sweeping()
 
     def __enter__(self) -> Self:
         return self
@@ -229,6 +240,18 @@ class TenantManager(ManagerBase[TenantDb]):
         for tenant in parse_tenant_ids(tenants):
             with self.get_db(tenant).connect() as connection:
                 connection.execute(text("SELECT 1"))
+
+
+_managers: weakref.WeakSet[TenantManager] = weakref.WeakSet()
+
+
+def _sweep_in_child() -> None:
+    for manager in list(_managers):
+        manager._sweep_in_child()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_sweep_in_child)
 
 
 def _close_at_exit(manager: TenantManager) -> Callable[[], None]:

@@ -462,6 +462,49 @@ def test_pools_that_come_into_use_while_others_are_swept_are_left_alone(make_con
         connection.close()
 
 
+def test_a_forked_child_closes_what_is_idle(make_config: MakeConfig) -> None:
+    """As a server's worker does that was forked after the application was loaded and used."""
+    code = """
+import os, sys, time
+from sqlalchemy import text
+from sqlalchemy_multitenant import Connection, Schemas, TenantConfig, TenantManager
+from tests.models import SharedBase, TenantBase
+config = TenantConfig(
+    connection=Connection(url=sys.argv[1], idle_timeout_s=0.5),
+    schemas=Schemas(tenant=TenantBase, shared=SharedBase),
+)
+manager = TenantManager(config)
+db = manager.get_db("a")
+db.scalar(text("SELECT 1"))
+child = os.fork()
+if child == 0:
+    db.scalar(text("SELECT 1"))
+    assert manager.metrics()["multitenant_pool_connections_idle"] == 1
+    deadline = time.monotonic() + 20
+    while manager.metrics().get("multitenant_pool_connections_idle"):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+    url = make_config().connection.url
+    assert isinstance(url, URL)
+    run_forking(code, url)
+
+
+def run_forking(code: str, url: URL) -> None:
+    # Python 3.12 and later warn of fork() beside threads.
+    options = ("-W", "ignore::DeprecationWarning", "-c", code)
+    done = subprocess.run(
+        [sys.executable, *options, url.render_as_string(hide_password=False)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_forked_child_leaves_the_parents_connections_alone(make_config: MakeConfig) -> None:
     code = """
 import os, sys
@@ -486,19 +529,4 @@ for work in (manager.close, lambda: manager.get_db("b").scalar(text("SELECT 1"))
 """
     url = make_config().connection.url
     assert isinstance(url, URL)
-    done = subprocess.run(
-        # Python 3.12 and later warn of fork() beside threads.
-        [
-            sys.executable,
-            "-W",
-            "ignore::DeprecationWarning",
-            "-c",
-            code,
-            url.render_as_string(hide_password=False),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    run_forking(code, url)
