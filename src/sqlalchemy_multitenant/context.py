@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeAlias, cast
@@ -85,6 +85,16 @@ class TenantContext(Generic[DataT, DbT]):
             InvalidTenantIdError: `tenant` is not a valid id.
         """
         return UseTenant(self._stack, CurrentTenant(parse_tenant_id(tenant), data))
+
+    @contextmanager
+    def without_tenant(self) -> Iterator[None]:
+        """A `with` block in which no tenant is set, whatever is set around it."""
+        before = self._stack.get()
+        self._stack.set(())
+        try:
+            yield
+        finally:
+            self._stack.set(before)
 
     def run_with_tenant(self, tenant: str, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn` with the tenant set; for a coroutine function, return what is to be awaited."""

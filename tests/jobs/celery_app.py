@@ -94,6 +94,21 @@ def make_app(url: str, redis: str, **options: Any) -> tuple[Celery, CeleryTenanc
         if fail:
             raise ValueError("wanted")
 
+    @task(name="errback")
+    def errback(request: Any, exc: Any, traceback: Any) -> None:
+        """One that Celery calls by itself, without a message."""
+        app.backend.client.rpush("errbacks", str(current()))
+
+    @task(name="fails")
+    def fails(*_: Any) -> None:
+        raise ValueError("wanted")
+
+    @task(name="careless")
+    @no_tenant
+    def careless() -> None:
+        """Sets a tenant, and leaves it set."""
+        context.use_tenant("b").__enter__()
+
     @task(name="nested")
     def nested() -> str:
         """Enqueues another one, for its own tenant."""

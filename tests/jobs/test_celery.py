@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from celery import Celery, chain, chord, group
+from celery import Celery, Task, chain, chord, group
 from celery.exceptions import ChordError
 from sqlalchemy import URL
 from sqlalchemy.exc import OperationalError
@@ -223,6 +223,58 @@ def test_a_group_over_tenants(running: Shop) -> None:
     assert get(chord(each, running.task("shared").s()).delay()) is None
 
 
+def test_tenants_of_parts_that_come_later(running: Shop) -> None:
+    """A group, a chain or a chord that follows on something leaves its parts their own."""
+    who, total = running.task("who"), running.task("total")
+    a, b = (running.tenancy.for_tenant(who.s(), tenant) for tenant in "ab")
+    found_a, found_b, found_c = (["a", None], ["b", None], ["late", None])
+    running.tenancy.tenants.set_tenant_status("late", "active")
+    with running.use("late"):
+        assert get(chain(who.s(), group(a, who.s())).delay()) == [found_a, found_c]
+        assert get(chain(who.s(), group(a, b, who.s()), total.s()).delay()) == [
+            "late",
+            [found_a, found_b, found_c],
+        ]
+        assert get(chain(who.s(), chord([a, b], total.s())).delay()) == ["late", [found_a, found_b]]
+        assert get(group(a, b, who.s()).apply_async(headers={"k": "v"})) == [found_a, found_b, found_c]
+        assert get(a.clone().set(headers={"k": "v"}).delay()) == found_a
+        assert get(chord([chain(a, a), chain(b, b)], total.s()).delay()) == ["late", [found_a, found_b]]
+    with pytest.raises((NoTenantError, ChordError), match="total has no tenant"):
+        get(chord([chain(a, a), chain(b, b)], total.s()).delay())
+
+
+def test_headers_of_a_tracer(running: Shop) -> None:
+    """Some put a header `headers` in, which Celery then takes for all that there are."""
+    with running.use("a"):
+        assert get(running.task("who").apply_async(headers={"headers": {"x": "1"}})) == ["a", None]
+        assert get(running.task("flaky").apply_async([[]], headers={"headers": {"x": "1"}})) == ["a"] * 3
+
+
+def test_errbacks_that_are_called_without_a_message(running: Shop) -> None:
+    fails, errback = running.task("fails"), running.task("errback")
+    named = running.tenancy.for_tenant(errback.s(), "b")
+    client = running.app.backend.client
+    client.delete("errbacks")
+    with running.use("a"):
+        results = [
+            fails.apply_async(link_error=errback.s()),
+            fails.apply_async(link_error=[named, errback.s()]),
+            running.tenancy.for_tenant(fails.s(), "b").on_error(errback.s()).delay(),
+        ]
+    # The other program says nothing of a tenant: neither its task is run, nor the errback.
+    results.append(running.app.send_task("who", link_error=errback.s()))
+    for result in results:
+        with pytest.raises((ValueError, NoTenantError)):
+            get(result)
+    running.settle()
+    assert client.lrange("errbacks", 0, -1) == [b"a", b"b", b"a", b"b"]
+
+
+def test_what_a_task_leaves_open_is_gone_with_it(running: Shop) -> None:
+    get(running.task("careless").delay())
+    assert get(running.task("shared").delay()) is None
+
+
 def test_a_signature_is_not_changed_by_its_use(running: Shop) -> None:
     signature = chain(running.task("who").s(), running.task("who").s())
     for tenant in "ab":
@@ -350,6 +402,67 @@ def test_tasks_that_were_registered_before_are_guarded(eager: Any, tenants: Any)
     with pytest.raises(NoTenantError, match="task early"):
         early.delay()
     assert app.task(name="later", shared=False)(ran).rate_limit == "1/s"  # the configuration's own, still
+
+
+class Base(Task):  # type: ignore[misc]
+    name = "base"
+
+    def run(self) -> str:
+        return "ran"
+
+
+class Derived(Base):
+    name = "derived"
+
+    def before_start(self, *_: Any) -> None:
+        """Instead of the one that guards."""
+
+
+def test_a_guard_that_is_lost(tenants: Any, plain_celery: Any) -> None:
+    """To annotations, and to a class that Celery takes for bound already."""
+    app = plain_celery()
+    app.conf.task_annotations = {"*": {"before_start": lambda self, *_: None}}
+    tenancy = install_tenancy(app, tenants)
+    annotated = app.task(name="annotated", shared=False)(ran)
+    app.register_task(Base())
+    app.register_task(Derived())
+    for name in ("annotated", "base", "derived"):
+        with pytest.raises(NoTenantError, match=f"task {name} has no tenant"):
+            app.tasks[name].apply(throw=True)
+    with tenancy.context.use_tenant("a"):
+        assert annotated.apply(throw=True).get() == "ran"
+
+
+def test_a_class_of_two_applications(tenants: Any, plain_celery: Any) -> None:
+    one, two = plain_celery(), plain_celery()
+    install_tenancy(two, tenants)
+    two.register_task(Shared())
+    one.register_task(Shared())
+    assert one.tasks["shared-class"].apply(throw=True).get() == "ran"
+
+
+class Shared(Task):  # type: ignore[misc]
+    name = "shared-class"
+
+    def run(self) -> str:
+        return "ran"
+
+
+def test_an_application_named_like_celerys_own(tenants: Any, plain_celery: Any) -> None:
+    app = plain_celery()
+    install_tenancy(app, tenants)
+    with pytest.raises(NoTenantError, match=r"task celery\.mine"):
+        app.task(name="celery.mine", shared=False)(ran).delay()
+
+
+@pytest.fixture
+def plain_celery() -> Any:
+    def make() -> Celery:
+        app = Celery("plain", broker="memory://", set_as_current=False)
+        app.conf.update(task_always_eager=True, task_eager_propagates=True)
+        return app
+
+    return make
 
 
 def test_wrong_installations(tenants: Any, make_config: MakeConfig) -> None:

@@ -32,6 +32,7 @@ from sqlalchemy_multitenant.integrations.procrastinate import (
     connection_of,
     install_tenancy,
     make_connector,
+    no_tenant,
 )
 from tests.command import unmeasured
 from tests.conftest import MakeConfig
@@ -301,6 +302,52 @@ def test_options_and_middleware_in_a_worker_of_ones_own(make_queue: Callable[...
     queue.run(app.run_worker_async(worker_middleware=[middleware], **work))
     assert seen == [("here", "a"), ("a", "here for a")]
     assert [queue.status(job) for job in jobs] == ["succeeded", "failed", "failed"]
+
+
+def test_a_copy_of_the_application(make_queue: Callable[..., Queue]) -> None:
+    """Which procrastinate makes for another connector."""
+    queue = make_queue()
+    seen: list[Any] = []
+    context = queue.tenancy.context
+
+    @queue.app.task(name="copied", queue="aside")
+    async def copied(**arguments: Any) -> None:
+        seen.append((str(context.get_tenant()), arguments))
+
+    async def work() -> None:
+        other = queue.app.with_connector(queue.app.connector)
+        with pytest.raises(NoTenantError):
+            await other.configure_task("copied").defer_async()
+        async with context.use_tenant("a"):
+            await other.configure_task("copied").defer_async(number=1)
+        await other.run_worker_async(queues=["aside"], wait=False, install_signal_handlers=False)
+
+    queue.run(work())
+    assert seen == [("a", {"number": 1})]
+
+
+def test_a_job_of_nobody(make_queue: Callable[..., Queue]) -> None:
+    """Neither the worker's own tenant is its, nor are its locks a tenant's."""
+    queue = make_queue()
+    seen: list[Any] = []
+    context = queue.tenancy.context
+
+    @queue.app.task(name="nobodys", queue="aside", lock="one", queueing_lock="one")
+    @no_tenant
+    async def nobodys() -> None:
+        seen.append(context.get_tenant_or_none())
+
+    async def work() -> None:
+        await nobodys.defer_async()
+        for tenant in "ab":
+            async with context.use_tenant(tenant):
+                with pytest.raises(AlreadyEnqueued):
+                    await nobodys.defer_async()
+        async with context.use_tenant("b"):
+            await queue.app.run_worker_async(queues=["aside"], wait=False, install_signal_handlers=False)
+
+    queue.run(work())
+    assert seen == [None]
 
 
 def test_a_shared_schema_with_an_odd_name(empty_url: URL) -> None:

@@ -645,3 +645,15 @@ def test_a_block_inside_a_decorated_generator_stays_open_across_its_steps(
         assert context.get_tenant_or_none() is None
         seen.append(str(tenant))
     assert seen == ["a", "b", "b", "a"]
+
+
+def test_a_block_without_a_tenant(context: TenantContext[Info]) -> None:
+    with context.use_tenant("a"):
+        with pytest.raises(KeyError), context.without_tenant():
+            with pytest.raises(NoTenantError):
+                context.get_tenant()
+            with context.use_tenant("b"):
+                assert context.get_tenant() == "b"
+            assert context.get_tenant_or_none() is None
+            raise KeyError
+        assert context.get_tenant() == "a"

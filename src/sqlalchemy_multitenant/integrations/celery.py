@@ -16,23 +16,27 @@ retries (https://docs.celeryq.dev/en/stable/userguide/canvas.html).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from typing import Any, TypeAlias
+from copy import copy
+from typing import Any, NamedTuple, TypeAlias
 
 from celery import Celery, signals
 from celery.app.annotations import prepare
 from celery.canvas import Signature
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..context import UseTenant
 from ..errors import ConfigurationError
 from ..manager import TenantManager
 from ..naming import TenantId, parse_tenant_id
+from .celery_canvas import NESTED, NOBODY, OPTION, stamp_of, stamped
 from .jobs import STAMP, Job, JobTenancy
 from .resolver import is_marked, no_tenant
 
 __all__ = ["CeleryTenancy", "install_tenancy", "no_tenant"]
+
+logger = logging.getLogger(__name__)
 
 FOR_EACH = "multitenant.for_each_tenant"
 """The task that enqueues another one for each tenant."""
@@ -41,11 +45,7 @@ AnyTask: TypeAlias = Any
 """A task, or its class. Celery's own hints are too few to check against."""
 
 _ENTERED = "multitenant_entered"
-_NESTED = ("link", "link_error", "chain", "chord")
 _CALLERS = ("celery.map", "celery.starmap")
-_IDS = ("task_id", "root_id", "parent_id", "group_id", "group_index")
-_NOBODY = ""
-"""A stamp that says: nobody's, even where a tenant is current."""
 
 
 def install_tenancy(app: Celery, tenants: TenantManager, **options: Any) -> CeleryTenancy:
@@ -87,6 +87,10 @@ class CeleryTenancy(JobTenancy):
         app.annotations = _Annotations(app, self._guard)
         app.on_after_finalize.connect(self._guard_all, weak=False)
         self._guard_all()
+        self._init_task = app.loader.on_task_init
+        app.loader.on_task_init = self._on_task_init
+        self._make_own_backend = app._get_backend
+        app._get_backend = self._make_backend
         signals.task_prerun.connect(self._before, weak=False)
         signals.task_postrun.connect(self._after, weak=False)
         signals.worker_process_shutdown.connect(self._close, weak=False)
@@ -105,7 +109,8 @@ class CeleryTenancy(JobTenancy):
         Raises:
             InvalidTenantIdError: `tenant` is not a valid id.
         """
-        return self._app.signature(_stamped(signature, parse_tenant_id(tenant), again=True))
+        parsed = parse_tenant_id(tenant)
+        return self._app.signature(stamped(signature, parsed, parsed, again=True))
 
     def for_each_tenant(self, signature: Signature) -> int:
         """Enqueue a signature once for each active tenant; returns for how many. For beat there is a task:
@@ -137,22 +142,22 @@ class CeleryTenancy(JobTenancy):
     ) -> Any:
         """In place of the application's `send_task`, through which every message goes."""
         current = self.current()
-        stamp = (headers or {}).get(STAMP)
+        stamp = options.pop(OPTION, None)
+        stamp = (headers or {}).get(STAMP) if stamp is None else stamp
         stamp = current if stamp is None else stamp and parse_tenant_id(stamp)
         task = options.get("task_type")
         if task is not None:  # others are not known here: the worker refuses them
             self.check_stamp(name, stamp, needs_none=self._needs_none(task, kwargs))
-        stamps = dict.fromkeys(_NESTED, stamp or _NOBODY)
-        # The tasks of a chord may be for several tenants; its body is for that of whoever makes the chord,
-        # and never for that of the task which happens to end last.
-        stamps["chord"] = current or _NOBODY
-        for key in _NESTED:
+        own, chords = stamp or NOBODY, current or NOBODY
+        for key in NESTED:
             if options.get(key):
-                options[key] = _stamped(options[key], stamps[key])
+                # The tasks of a chord may be for several tenants; its body is for that of whoever makes the
+                # chord, and never for that of the task which happens to end last.
+                options[key] = stamped(options[key], chords if key == "chord" else own, chords)
         if stamp is not None:
             headers = {**(headers or {}), STAMP: stamp}
-            args = [_stamped(value, stamp) for value in args or ()]
-            kwargs = {key: _stamped(value, stamp) for key, value in (kwargs or {}).items()}
+            args = [stamped(value, stamp, chords) for value in args or ()]
+            kwargs = {key: stamped(value, stamp, chords) for key, value in (kwargs or {}).items()}
         return self._publish(name, args, kwargs, *rest, headers=headers, **options)
 
     # -- running --------------------------------------------------------------------------------------
@@ -161,18 +166,28 @@ class CeleryTenancy(JobTenancy):
         if task.app is not self._app:
             return
         request = task.request
-        stamp = (request.headers or {}).get(STAMP)
+        # The headers of a message are attributes; `headers` may be some that a tracer has put in.
+        stamp = getattr(request, STAMP, None)
+        stamp = (request.headers or {}).get(STAMP) if stamp is None else stamp
         if stamp is None and request.is_eager:
             stamp = self.current()
         job = Job(task.name, args or (), kwargs or {}, stamp, self._needs_none(task, kwargs), request)
-        entered: UseTenant[Any] | Exception | None
+        setattr(request, _ENTERED, self._enter_job(job))
+
+    def _enter_job(self, job: Job) -> _Entered:
+        """Make a job's tenant the current one; or none, where it has none or is refused."""
+        stack = self.context._stack
+        before, error = stack.get(), None
+        stack.set(())  # what another job may have left open
         try:
-            entered = self.resolve(job)
-            if entered is not None:
-                entered.__enter__()
-        except Exception as error:
-            entered = error
-        setattr(request, _ENTERED, (entered,))
+            if (use := self.resolve(job)) is not None:
+                use.__enter__()
+        except Exception as refusal:
+            error = refusal
+        return _Entered(before, error)
+
+    def _leave_job(self, entered: _Entered) -> None:
+        self.context._stack.set(entered.before)
 
     def _guard(self, task_class: AnyTask) -> None:
         """Let no code of a task run before its tenant is known: neither the function, nor a `__call__`, nor
@@ -182,15 +197,10 @@ class CeleryTenancy(JobTenancy):
         before_start = task_class.before_start
 
         def guarded(task: AnyTask, task_id: str, args: Any, kwargs: Any) -> Any:
-            found = getattr(task.request, _ENTERED, None)
-            if found is None:  # the signal's receiver was interrupted
-                self._before(task, args, kwargs)
-                found = getattr(task.request, _ENTERED)
-            (entered,) = found
-            if isinstance(entered, Exception):
-                raise entered
+            self._refuse(task)
             return before_start(task, task_id, args, kwargs)
 
+        guarded.__multitenant_guards__ = self  # type: ignore[attr-defined]
         task_class.before_start = guarded
         task_class.__multitenant_guarded__ = True
 
@@ -199,18 +209,64 @@ class CeleryTenancy(JobTenancy):
         for task in self._app._tasks.values():
             self._guard(type(task))
 
+    def _refuse(self, task: AnyTask) -> None:
+        """Raise if the task is not to run."""
+        if task.app is not self._app:
+            return
+        entered = getattr(task.request, _ENTERED, None)
+        if entered is None:  # the signal's receiver was interrupted
+            self._before(task, task.request.args, task.request.kwargs)
+            entered = getattr(task.request, _ENTERED)
+        if entered.error is not None:
+            raise entered.error
+
+    def _on_task_init(self, task_id: str, task: AnyTask) -> Any:
+        """Called by Celery for each task, just before it starts. An error here is one of Celery's own; hence
+        only where the guard was lost, to annotations or to a class that was bound before."""
+        if getattr(type(task).before_start, "__multitenant_guards__", None) is not self:
+            self._refuse(task)
+        return self._init_task(task_id, task)
+
     def _after(self, task: AnyTask, **_: Any) -> None:
-        if task.app is self._app:
-            for entered in getattr(task.request, _ENTERED, ()):
-                if isinstance(entered, UseTenant):
-                    entered.__exit__(None, None, None)
+        if task.app is self._app and (entered := getattr(task.request, _ENTERED, None)) is not None:
+            self._leave_job(entered)
+
+    def _make_backend(self) -> Any:
+        """Celery calls errbacks that take more than an id by itself, and sends no message."""
+        backend = self._make_own_backend()
+        call = backend._call_task_errbacks
+
+        def call_each(request: Any, error: Any, traceback: Any) -> None:
+            for one in request.errbacks:
+                signature = self._app.signature(one)
+                alone = copy(request)
+                alone.errbacks = [signature]
+                task = self._app.tasks.get(signature.task)
+                if task is None:  # a message for another worker
+                    call(alone, error, traceback)
+                    continue
+                stamp = stamp_of(signature.options)
+                if stamp is None and getattr(request, "is_eager", False):
+                    stamp = self.current()
+                needs_none = self._needs_none(task, signature.kwargs)
+                entered = self._enter_job(Job(task.name, (), signature.kwargs, stamp, needs_none, request))
+                try:
+                    if entered.error is None:
+                        call(alone, error, traceback)
+                    else:
+                        logger.error("errback %s was not called: %s", task.name, entered.error)
+                finally:
+                    self._leave_job(entered)
+
+        backend._call_task_errbacks = call_each
+        return backend
 
     def _needs_none(self, task: AnyTask, kwargs: Mapping[str, Any] | None) -> bool:
         """Celery's own tasks are its housekeeping; but for those that call others."""
         if task.name in _CALLERS:
             called = self._app.tasks.get((kwargs or {})["task"]["task"])
             return called is None or is_marked(called.run)
-        return task.name.startswith("celery.") or is_marked(task.run)
+        return getattr(task.run, "__module__", "") == "celery.app.builtins" or is_marked(task.run)
 
     def _enter(self, tenant: TenantId) -> Any:
         # A server that cannot be reached is the task's own matter, which may be one that is tried again.
@@ -219,6 +275,18 @@ class CeleryTenancy(JobTenancy):
 
     def _close(self, **_: Any) -> None:
         self.tenants.close()
+
+
+class _Entered(NamedTuple):
+    """What was done before a task.
+
+    Attributes:
+        before: of the context, to be restored.
+        error: why it is refused, or None.
+    """
+
+    before: Any
+    error: Exception | None
 
 
 class _Annotations:
@@ -245,32 +313,3 @@ def _for_each(tenancy: CeleryTenancy) -> Callable[[Mapping[str, Any]], int]:
         return tenancy.for_each_tenant(tenancy._app.signature(signature))
 
     return for_each_tenant
-
-
-def _stamped(value: Any, stamp: str, *, again: bool = False) -> Any:
-    """A copy of a signature, or of a list of them, that carries a stamp, and so do all that hang on it; those
-    that have one keep it, unless `again`. Other values as they are."""
-    if isinstance(value, list | tuple):
-        return (
-            [_stamped(item, stamp, again=again) for item in value]
-            if any(map(_is_signature, value))
-            else value
-        )
-    if not _is_signature(value):
-        return value
-    options = dict(value.get("options") or {})
-    if again:
-        for key in _IDS:
-            options.pop(key, None)
-    headers = dict(options.get("headers") or {})
-    if again or headers.get(STAMP) is None:
-        headers[STAMP] = stamp
-    for key in _NESTED:
-        if options.get(key):
-            options[key] = _stamped(options[key], stamp, again=again)
-    arguments = {key: _stamped(item, stamp, again=again) for key, item in (value.get("kwargs") or {}).items()}
-    return {**value, "options": {**options, "headers": headers}, "kwargs": arguments}
-
-
-def _is_signature(value: object) -> bool:
-    return isinstance(value, dict) and "subtask_type" in value and "task" in value

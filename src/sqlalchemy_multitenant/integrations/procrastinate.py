@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import nullcontext
 from typing import Any, cast, overload
 
 import psycopg
@@ -92,8 +91,7 @@ def install_tenancy(
     """
     if "tenancy" in vars(app):
         raise ConfigurationError("app", app, "it has a tenancy already")
-    tenancy = vars(app)["tenancy"] = ProcrastinateTenancy(app, tenants, **options)
-    return tenancy
+    return ProcrastinateTenancy(app, tenants, **options)
 
 
 class ProcrastinateTenancy(JobTenancy):
@@ -109,24 +107,31 @@ class ProcrastinateTenancy(JobTenancy):
     def __init__(self, app: App, tenants: TenantManager | AsyncTenantManager, **options: Any) -> None:
         """See `install_tenancy`."""
         super().__init__(tenants, **options)
-        self._app = app
+        self._wire(app)
+
+    def _wire(self, app: App) -> None:
         manager: Any = app.job_manager
         defer, defer_async = manager.batch_defer_jobs, manager.batch_defer_jobs_async
-        work = app.run_worker_async
+        work, copy = app.run_worker_async, app.with_connector
 
         def batch_defer_jobs(jobs: Sequence[QueuedJob], connection: Any = None) -> Any:
-            return defer(self._stamp(jobs), connection=connection)
+            return defer([self._stamp(job, app) for job in jobs], connection=connection)
 
         async def batch_defer_jobs_async(jobs: Sequence[QueuedJob], connection: Any = None) -> Any:
-            return await defer_async(self._stamp(jobs), connection=connection)
+            return await defer_async([self._stamp(job, app) for job in jobs], connection=connection)
 
         async def run_worker_async(**kwargs: Any) -> None:
             own = kwargs.pop("worker_middleware", None) or app.worker_defaults.get("worker_middleware") or []
             await work(worker_middleware=[self._run, *own], **kwargs)
 
-        # All jobs but periodic ones, which nobody enqueues, go through these two.
+        def with_connector(connector: Any) -> App:
+            other = copy(connector)
+            self._wire(other)
+            return other
+
+        # All jobs but periodic ones, which nobody enqueues, go through the first two.
         manager.batch_defer_jobs, manager.batch_defer_jobs_async = batch_defer_jobs, batch_defer_jobs_async
-        vars(app)["run_worker_async"] = run_worker_async
+        vars(app).update(run_worker_async=run_worker_async, with_connector=with_connector, tenancy=self)
 
     # -- enqueuing ------------------------------------------------------------------------------------
 
@@ -150,19 +155,19 @@ class ProcrastinateTenancy(JobTenancy):
             return await self.tenants.list_tenants()
         return await asyncio.to_thread(self.tenants.list_tenants)
 
-    def _stamp(self, jobs: Sequence[QueuedJob]) -> list[QueuedJob]:
-        return [self._stamp_one(job) for job in jobs]
-
-    def _stamp_one(self, job: QueuedJob) -> QueuedJob:
+    def _stamp(self, job: QueuedJob, app: App) -> QueuedJob:
         stamp = job.task_kwargs.get(STAMP) or self.current()
-        task = self._app.tasks.get(job.task_name)
+        task = app.tasks.get(job.task_name)
+        needs_none = task is not None and _needs_none(task)
         if task is not None:  # others are not known here: the worker refuses them
-            self.check_stamp(job.task_name, cast("str | None", stamp), needs_none=_needs_none(task))
+            self.check_stamp(job.task_name, cast("str | None", stamp), needs_none=needs_none)
         if not stamp:
             return job
         tenant = parse_tenant_id(stamp)
-        return job.evolve(
-            task_kwargs={**job.task_kwargs, STAMP: tenant},
+        stamped = job.evolve(task_kwargs={**job.task_kwargs, STAMP: tenant})
+        if needs_none:  # nobody's task, and nobody's locks
+            return stamped
+        return stamped.evolve(
             lock=job.lock and f"{tenant}:{job.lock}",
             queueing_lock=job.queueing_lock and f"{tenant}:{job.queueing_lock}",
         )
@@ -176,7 +181,7 @@ class ProcrastinateTenancy(JobTenancy):
         stamp = arguments.pop(STAMP, None)
         task = worker.app.tasks[context.job.task_name]
         job = Job(task.name, (), arguments, cast("str | None", stamp), _needs_none(task), context)
-        with await self.resolve_async(job) or nullcontext():
+        with await self.resolve_async(job) or self.context.without_tenant():
             return await call_next()
 
 
