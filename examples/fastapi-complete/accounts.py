@@ -81,17 +81,8 @@ def make_token(tenant: str, email: str) -> str:
     return jwt.encode(claims, SECRET_KEY, algorithm=ALGORITHM)
 
 
-_find_tenant = from_jwt(SECRET_KEY, algorithm=ALGORITHM)
+from_token = from_jwt(SECRET_KEY, algorithm=ALGORITHM)
 _find_email = from_jwt(SECRET_KEY, algorithm=ALGORITHM, claim="sub")
-
-
-def from_token(request: TenantRequest) -> str:
-    """The tenant of the token, without which there is no way in: `from_jwt` alone would find nothing, and
-    `chain` would go on to whatever else names a tenant."""
-    tenant = _find_tenant(request)
-    if not isinstance(tenant, str):
-        raise InvalidTokenError("there is none")
-    return tenant
 
 
 async def find_user(tenant: str, request: TenantRequest) -> User:

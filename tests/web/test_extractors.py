@@ -37,7 +37,7 @@ from sqlalchemy_multitenant.integrations.extractors import (
     from_subdomain,
 )
 from sqlalchemy_multitenant.integrations.logging import TenantFilter, TenantProcessor
-from sqlalchemy_multitenant.integrations.request import TenantRequest, parse_host, parse_networks
+from sqlalchemy_multitenant.integrations.request import NO_TOKEN, TenantRequest, parse_host, parse_networks
 from sqlalchemy_multitenant.integrations.tenancy import Tenancy
 from sqlalchemy_multitenant.integrations.wsgi import make_request as from_environ
 from tests.models import SharedBase, TenantBase
@@ -198,11 +198,12 @@ class TestToken:
         return request(headers=[("Authorization", f"Bearer {encoded}")])
 
     def test_a_claim(self) -> None:
-        extractor = from_jwt(SECRET, algorithm="HS256")
-        assert extract(extractor, self.token({"tenant": "acme"})) == "acme"
-        assert extract(extractor, self.token({"sub": "ann"})) is None
-        assert extract(extractor, request()) is None
-        assert extract(extractor, request(headers=[("Authorization", "Basic YTpi")])) is None
+        for required, nothing in ((True, NO_TOKEN), (False, None)):
+            extractor = from_jwt(SECRET, algorithm="HS256", required=required)
+            assert extract(extractor, self.token({"tenant": "acme"})) == "acme"
+            assert extract(extractor, self.token({"sub": "ann"})) is nothing
+            assert extract(extractor, request()) is nothing
+            assert extract(extractor, request(headers=[("Authorization", "Basic YTpi")])) is nothing
         assert extract(from_jwt(SECRET, algorithm="HS256", claim="org"), self.token({"org": "x"})) == "x"
 
     def test_public_keys(self) -> None:

@@ -7,11 +7,12 @@ import threading
 from typing import Any
 
 import httpx
+import jwt
 import pytest
 from sqlalchemy import Engine, text
 
 from sqlalchemy_multitenant import NoTenantError, TenantManager
-from sqlalchemy_multitenant.integrations.extractors import chain, from_header, from_path
+from sqlalchemy_multitenant.integrations.extractors import chain, from_header, from_jwt, from_path
 from sqlalchemy_multitenant.integrations.request import TenantRequest
 from sqlalchemy_multitenant.integrations.unit import UnitOfWork
 from tests.models import Plan
@@ -233,6 +234,32 @@ class TestOptions:
             return
         assert client.ask("/users", "a").json()[:2] == ["a", "A"]
         assert client.ask("/users", "b").status_code == 404
+
+    def test_a_token_that_has_to_be_there(self, make_client: MakeClient) -> None:
+        """What the client says of itself does not stand in for it."""
+        key = "a key of at least thirty-two characters"
+        client = make_client(extract_tenant_id=chain(from_jwt(key, algorithm="HS256"), from_header()))
+
+        def ask(path: str, named: str | None, /, **claims: str) -> httpx.Response:
+            token = jwt.encode(claims, key, algorithm="HS256")
+            return client.ask(path, named, headers={"Authorization": f"Bearer {token}"} if claims else {})
+
+        assert ask("/users", None, tenant="a").status_code == 200
+        assert ask("/users", "a", tenant="a").status_code == 200
+        assert problem(ask("/users", "b", tenant="a")) == (403, "Conflicting tenants")
+        for refused in (ask("/users", "a"), ask("/users", None), ask("/users", "a", sub="ada")):
+            assert problem(refused) == (401, "Invalid token")
+            assert refused.headers["www-authenticate"] == "Bearer"
+        assert ask("/plans", None).status_code == 200  # marked with no_tenant
+        assert ask("/plans", None, sub="ada").status_code == 200
+        assert problem(ask("/shared-only", "a")) == (400, "No tenant")
+
+    def test_a_token_that_need_not_be_there(self, make_client: MakeClient) -> None:
+        key = "a key of at least thirty-two characters"
+        token = from_jwt(key, algorithm="HS256", required=False)
+        client = make_client(extract_tenant_id=chain(token, from_header()))
+        assert client.ask("/users", "a").status_code == 200
+        assert problem(client.ask("/users")) == (400, "No tenant")
 
     def test_a_chain(self, make_client: MakeClient) -> None:
         client = make_client(extract_tenant_id=chain(from_path("/{tenant}/x"), from_header("X-Org")))

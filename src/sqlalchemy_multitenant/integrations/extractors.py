@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias, cast
 
 from ..errors import ConfigurationError, InvalidTokenError, MissingExtraError, TenantConflictError
-from .request import TenantRequest, parse_host
+from .request import NO_TOKEN, TenantRequest, parse_host
 
 Extractor: TypeAlias = Callable[[TenantRequest], Awaitable[str | None] | str | None]
 
@@ -37,6 +37,11 @@ def _documented(extract: Extractor, *parameters: Mapping[str, str]) -> Extractor
 def openapi_parameters(extract: Extractor) -> tuple[Mapping[str, str], ...]:
     """Where an extractor looks, as far as it says so."""
     return getattr(extract, "openapi_parameters", ())
+
+
+def is_one_of_several(extract: Extractor) -> bool:
+    """Whether a request may name its tenant in another place than these."""
+    return bool(getattr(extract, "is_one_of_several", False))
 
 
 def from_header(name: str = "X-Tenant-ID") -> Extractor:
@@ -126,7 +131,7 @@ def from_host(hosts: Mapping[str, str] | Callable[[str], str | None]) -> Extract
     return lambda request: known.get(request.host)
 
 
-def from_jwt(
+def from_jwt(  # noqa: PLR0913 - one parameter an option
     key: Any,
     *,
     algorithm: str,
@@ -136,6 +141,7 @@ def from_jwt(
     header: str = "Authorization",
     cookie: str | None = None,
     leeway_s: float = 0.0,
+    required: bool = True,
 ) -> Extractor:
     """A claim of a JSON Web Token whose signature is verified. Needs the extra `jwt`.
 
@@ -149,6 +155,8 @@ def from_jwt(
         header: where the token is, behind `Bearer `.
         cookie: the cookie that has it, where there is no header.
         leeway_s: seconds by which clocks may differ.
+        required: whether, in a `chain`, nothing else may name the tenant where there is no token with the
+            claim: status 401. Endpoints that need no tenant need no token.
 
     Raises (when a request comes):
         InvalidTokenError: the token is not valid, or has expired, or the claim is no text.
@@ -162,13 +170,14 @@ def from_jwt(
         raise ConfigurationError("algorithm", algorithm, 'one that signs, such as "RS256" or "HS256"')
 
     key_of: Callable[[str], Any] = key if callable(key) else lambda _token: key
+    nothing = NO_TOKEN if required else None
 
     def extract(request: TenantRequest) -> str | None:
         token = _bearer(request.headers.get_one(header))
         if token is None and cookie is not None:
             token = request.cookies.get(cookie)
         if not token:
-            return None
+            return nothing
         try:
             claims = jwt.decode(
                 token,
@@ -183,7 +192,7 @@ def from_jwt(
         tenant = claims.get(claim)
         if tenant is not None and not isinstance(tenant, str):
             raise InvalidTokenError(f"the claim {claim!r} is no text")
-        return tenant or None
+        return tenant or nothing
 
     return extract
 
@@ -195,7 +204,8 @@ def _bearer(value: str | None) -> str | None:
 
 def chain(*extractors: Extractor) -> Extractor:
     """The first id that one of `extractors` finds. All are asked: where two of them find different ones, the
-    request is refused, for one of them is wrong (a header says a, a token says b).
+    request is refused, for one of them is wrong (a header says a, a token says b). Where `from_jwt` finds no
+    token, the others do not count.
 
     Raises (when a request comes):
         TenantConflictError: they do not agree.
@@ -204,6 +214,8 @@ def chain(*extractors: Extractor) -> Extractor:
         raise ConfigurationError("extractors", extractors, "at least one")
 
     def choose(found: Sequence[str | None]) -> str | None:
+        if any(one is NO_TOKEN for one in found):
+            return cast("None", NO_TOKEN)
         different = list(dict.fromkeys(tenant for tenant in found if tenant is not None))
         if len(different) > 1:
             raise TenantConflictError(f"the request names {len(different)} tenants")
@@ -215,6 +227,7 @@ def chain(*extractors: Extractor) -> Extractor:
             return _choose_later(choose, found)
         return choose(found)  # type: ignore[arg-type]
 
+    extract.is_one_of_several = len(extractors) > 1  # type: ignore[attr-defined]
     return _documented(extract, *(p for extractor in extractors for p in openapi_parameters(extractor)))
 
 

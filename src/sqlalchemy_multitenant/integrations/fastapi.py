@@ -26,7 +26,7 @@ from ..database_async import AsyncTenantDb
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from . import starlette
-from .extractors import Extractor, openapi_parameters
+from .extractors import Extractor, is_one_of_several, openapi_parameters
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import UnitOfWork
 
@@ -91,7 +91,8 @@ def _describing(app: FastAPI, tenancy: Tenancy, extract: Extractor) -> Callable[
                     if (place["in"], place["name"]) not in known:
                         schema = {"type": "string", "title": "Tenant"}
                         # Of several places one will do.
-                        parameters.append({**place, "required": len(found) == 1, "schema": schema})
+                        is_required = len(found) == 1 and not is_one_of_several(extract)
+                        parameters.append({**place, "required": is_required, "schema": schema})
         return document
 
     return openapi

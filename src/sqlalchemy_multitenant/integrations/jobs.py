@@ -97,7 +97,7 @@ class JobTenancy(Resolver[Job]):
             raise TenantConflictError(f"job {job.name} is stamped with {stamp!r}, and says {found!r}")
         return stamp or found
 
-    def _allow_none(self, work: Job) -> None:
+    def _allow_none(self, work: Job, found: object) -> None:  # noqa: ARG002
         self.check_stamp(work.name, None, needs_none=work.needs_none)
 
     def check_stamp(self, name: str, stamp: str | None, *, needs_none: bool) -> None:

@@ -12,6 +12,20 @@ from urllib.parse import parse_qsl
 
 from ..errors import ConfigurationError, TenantConflictError
 
+
+class _NoToken:
+    """Falsy, as the None that other extractors find."""
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return "NO_TOKEN"
+
+
+NO_TOKEN: Any = _NoToken()
+"""What an extractor finds that wants a token, where there is none: then nothing else names the tenant."""
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 

@@ -22,6 +22,7 @@ from ..errors import ConfigurationError, TenantNotFoundError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from ..naming import TenantId, parse_tenant_id
+from .request import NO_TOKEN
 
 F = TypeVar("F", bound=Callable[..., Any])
 WorkT = TypeVar("WorkT")
@@ -97,11 +98,11 @@ class Resolver(Generic[WorkT]):
         """Whether sessions are `AsyncSession`s."""
         return isinstance(self.tenants, AsyncTenantManager)
 
-    def _allow_none(self, work: WorkT) -> None:
-        """Called where `work` names no tenant.
+    def _allow_none(self, work: WorkT, found: object) -> None:
+        """Called where `work` names no tenant; `found` is what its extractor returned.
 
         Raises:
-            NoTenantError: it ought to.
+            NoTenantError, InvalidTokenError: it ought to.
         """
         raise NotImplementedError
 
@@ -114,8 +115,8 @@ class Resolver(Generic[WorkT]):
             Exception: what the application's callables raise.
         """
         found = yield Step(partial(self._extract, work), may_block=False)
-        if found is None or found == "":
-            self._allow_none(work)
+        if found is None or found == "" or found is NO_TOKEN:
+            self._allow_none(work, found)
             return None
         tenant = parse_tenant_id(found)
         if self._validate is not None:

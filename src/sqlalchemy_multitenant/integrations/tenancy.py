@@ -8,11 +8,11 @@ from typing import Any
 
 from ..checks import check
 from ..context import TenantContext
-from ..errors import ConfigurationError, NoTenantError
+from ..errors import ConfigurationError, InvalidTokenError, NoTenantError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from .extractors import Extractor
-from .request import TenantRequest, parse_networks
+from .request import NO_TOKEN, TenantRequest, parse_networks
 from .resolver import Resolver, is_marked, no_tenant
 
 __all__ = ["Tenancy", "is_marked", "no_tenant"]
@@ -101,9 +101,12 @@ class Tenancy(Resolver[TenantRequest]):
         self._exact |= {path for path in paths if not path.endswith("*")}
         self._prefixes += tuple(path.removesuffix("*") for path in paths if path.endswith("*"))
 
-    def _allow_none(self, work: TenantRequest) -> None:
-        if self._required and not self.is_marked_public(work.raw):
-            raise NoTenantError("the request does not say which tenant it is for")
+    def _allow_none(self, work: TenantRequest, found: object) -> None:
+        if not self._required or self.is_marked_public(work.raw):
+            return
+        if found is NO_TOKEN:
+            raise InvalidTokenError("there is none")
+        raise NoTenantError("the request does not say which tenant it is for")
 
     async def close(self) -> None:
         """Close the manager."""
