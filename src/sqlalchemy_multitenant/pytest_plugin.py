@@ -109,10 +109,12 @@ def _server(run: str) -> Iterator[str]:
     folder = Path(tempfile.gettempdir()) / f"multitenant-test-{run}"
     folder.mkdir(exist_ok=True)
     folder.chmod(0o711)
-    with devserver.start(folder, settings=_SETTINGS) as server:
-        yield server.url()
-    if devserver.find(folder) is None:
-        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with devserver.start(folder, settings=_SETTINGS) as server:
+            yield server.url()
+    finally:
+        if devserver.find(folder) is None:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

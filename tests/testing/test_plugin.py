@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,7 +171,16 @@ def test_without_a_configuration(run: Run, project: Path) -> None:
     )
 
 
-def test_a_template_that_cannot_be_filled(pytester: pytest.Pytester, run: Run, server_url: URL) -> None:
+def temporary_folder() -> Path:
+    """One that the user can reach whom PostgreSQL runs as under root, as pytest's are not."""
+    place = Path(tempfile.mkdtemp(dir="/tmp"))
+    place.chmod(0o711)
+    return place
+
+
+def test_a_template_that_cannot_be_filled(
+    pytester: pytest.Pytester, run: Run, server_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = databases(server_url)
     pytester.makeconftest(
         """
@@ -187,6 +197,13 @@ def test_a_template_that_cannot_be_filled(pytester: pytest.Pytester, run: Run, s
     result = run("-k", "rolled")
     result.assert_outcomes(errors=2, deselected=4)
     assert databases(server_url) <= before
+
+    # Nor does a server of the run's own leave its data.
+    monkeypatch.delenv("MULTITENANT_TEST_DATABASE_URL")
+    monkeypatch.setenv("TMPDIR", str(place := temporary_folder()))
+    run("-k", "rolled").assert_outcomes(errors=2, deselected=4)
+    assert list(place.glob("multitenant-test-*")) == []
+    shutil.rmtree(place)
 
 
 def test_it_is_there_when_installed_and_loads_nothing(pytester: pytest.Pytester) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from sqlalchemy import URL, Connection, create_engine, text
 
+from ..checks import check
 from ..config import TenantConfig, parse_url
 from ..engines.url import psycopg_url
 from ..manager import TenantManager
@@ -53,6 +54,7 @@ class TestDatabases:
             fill: called with a manager of the template's; creates tenants, and rows that all tests begin
                 with.
         """
+        check(callable(fill), "fill_template", fill, "a function that is given a TenantManager")
         with self._admin() as connection:
             lock = _Lock(connection, self._template)
             lock.take()

@@ -84,9 +84,12 @@ async def assert_isolated_async(
             trial.check_written(side, await write(client, marker))
             trial.check_read(side, await read(client))
 
-    async with asyncio.TaskGroup() as tasks:
-        for side in trial.turns:
-            tasks.create_task(turn(side))
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for side in trial.turns:
+                tasks.create_task(turn(side))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # as the first of the threads does
     for side in "ab":
         trial.check_last(side, await read(trial.clients[side]))
 
@@ -108,10 +111,14 @@ class _Trial(Generic[C]):
 
     def check_written(self, side: str, answer: object) -> None:
         _check_status(f"client_{side}: what it wrote", answer)
+        self._check_foreign(side, answer)
 
     def check_read(self, side: str, answer: object) -> None:
         _check_status(f"client_{side}: what it read", answer)
-        found = _text(answer)
+        self._check_foreign(side, answer)
+
+    def _check_foreign(self, side: str, answer: object) -> None:
+        found = f"{_text(answer)} {getattr(answer, 'headers', '')}"
         other = "b" if side == "a" else "a"
         for marker in list(self._written[other]):
             if marker in found:
