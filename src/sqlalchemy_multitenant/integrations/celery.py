@@ -309,6 +309,8 @@ class _Annotations:
 
 
 def _for_each(tenancy: CeleryTenancy) -> Callable[[Mapping[str, Any]], int]:
+    """The function of that task: Celery reads its name and its parameters, and takes no method."""
+
     def for_each_tenant(signature: Mapping[str, Any]) -> int:
         return tenancy.for_each_tenant(tenancy._app.signature(signature))
 
