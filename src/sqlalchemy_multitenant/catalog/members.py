@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, Engine, text
 
 from ..config import TenantConfig
-from ..errors import TenantNotFoundError
+from ..errors import TenantNotFoundError, TenantSuspendedError
 from ..naming import SchemaName, TenantId, parse_tenant_id, path_sql
 from .claims import SchemaClaims, call_discover
 from .records import TenantStatus
@@ -22,6 +22,36 @@ class Member:
     id: TenantId
     schema: SchemaName
     status: TenantStatus = TenantStatus.ACTIVE
+
+
+@dataclass(frozen=True, slots=True)
+class Roster:
+    """The tenants as they were at one moment.
+
+    Attributes:
+        members: all of them, suspended ones included, in a stable order.
+        store: the catalog that they were read from; None where `discover` named them.
+        epoch: the catalog's, of no later than that moment; None where there are none.
+    """
+
+    members: list[Member]
+    store: CatalogStore | None = None
+    epoch: str | None = None
+
+    def check(self, connection: Connection, members: Sequence[Member]) -> None:
+        """Make sure that the catalog still has `members` as they are here.
+
+        Raises:
+            TenantSuspendedError, TenantNotFoundError: one of them is not what it was.
+        """
+        if self.store is None or self.store.epoch(connection) == self.epoch:
+            return
+        known = [(m.id, m.schema, m.status) for m in members]
+        for tenant, status in self.store.differing(connection, known):
+            if status is TenantStatus.SUSPENDED:
+                raise TenantSuspendedError(tenant)
+            is_gone = status in (None, TenantStatus.DROPPED)
+            raise TenantNotFoundError(tenant, None if is_gone else "it has changed meanwhile; ask again")
 
 
 class Membership:
@@ -42,7 +72,11 @@ class Membership:
         return self._config.migrations.discover is None
 
     def list(self, connection: Connection) -> list[Member]:
-        """All tenants, suspended ones included, in a stable order. Leaves no transaction open.
+        """All tenants, suspended ones included, in a stable order; see `read`."""
+        return self.read(connection).members
+
+    def read(self, connection: Connection) -> Roster:
+        """The tenants. Leaves no transaction open.
 
         Raises:
             InvalidTenantIdError: `discover` returned something that is no id.
@@ -54,10 +88,11 @@ class Membership:
                 path = path_sql(self._config.schemas.search_path())
                 connection.execute(text("SELECT set_config('search_path', :path, true)"), {"path": path})
                 ids = self.claims.learn(call_discover(discover, connection))
-                return [Member(tenant, self._config.naming.schema_for(tenant)) for tenant in ids]
-            if not self.store.is_installed(connection):
-                return []
-            return [Member(*found) for found in self.store.schemas(connection)]
+                return Roster([Member(tenant, self._config.naming.schema_for(tenant)) for tenant in ids])
+            epoch = self.store.epoch(connection)  # before the tenants: what changes between is noticed
+            if epoch is None:
+                return Roster([], self.store)
+            return Roster([Member(*found) for found in self.store.schemas(connection)], self.store, epoch)
         finally:
             connection.rollback()
 

@@ -5,6 +5,7 @@ The functions are sync; asyncio reaches them through `AsyncConnection.run_sync`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..errors import TenantExistsError, TenantNotFoundError
 from ..isolation.run import run_sql
 from ..naming import SchemaName, TenantId
 from .records import TenantRecord, TenantStatus
-from .table import TABLE, installed_sql, plan_install, qualified
+from .table import TABLE, installed_epoch_sql, plan_install, qualified
 
 _COLUMNS = "id, status, schema_name, metadata, created_at, updated_at, dropped_at"
 
@@ -42,7 +43,12 @@ class CatalogStore:
 
     def is_installed(self, connection: Connection) -> bool:
         """Whether the table and what belongs to it are there."""
-        return bool(connection.scalar(text(installed_sql(self.shared_schema))))
+        return self.epoch(connection) is not None
+
+    def epoch(self, connection: Connection) -> str | None:
+        """What it is called that the catalog has its present state; None where it is not installed."""
+        epoch: str | None = connection.scalar(text(installed_epoch_sql(self.shared_schema)))
+        return epoch
 
     def install(self, connection: Connection) -> bool:
         """Install what is missing, in the connection's transaction; returns whether anything was."""
@@ -68,7 +74,7 @@ class CatalogStore:
         rows = connection.execute(
             text(f"SELECT {_COLUMNS} FROM {self._table} WHERE status <> 'dropped' ORDER BY id COLLATE \"C\"")
         )
-        return [_record(row) for row in rows]
+        return [_record(row) for row in rows.all()]
 
     def schemas(self, connection: Connection) -> Sequence[tuple[TenantId, SchemaName, TenantStatus]]:
         """Of each tenant but dropped ones the id, the schema and the status, by id."""
@@ -78,7 +84,20 @@ class CatalogStore:
                 "WHERE status <> 'dropped' AND schema_name IS NOT NULL ORDER BY id COLLATE \"C\""
             )
         )
-        return [(TenantId(row[0]), SchemaName(row[1]), TenantStatus(row[2])) for row in rows]
+        return [(TenantId(row[0]), SchemaName(row[1]), TenantStatus(row[2])) for row in rows.all()]
+
+    def differing(
+        self, connection: Connection, known: Sequence[tuple[TenantId, SchemaName, TenantStatus]]
+    ) -> Sequence[tuple[TenantId, TenantStatus | None]]:
+        """Those whose schema or status is not what is known of them, with their status; None: no record."""
+        statement = text(
+            "SELECT u.id, t.status FROM json_to_recordset(CAST(:known AS json)) "
+            f"AS u(id text, status text, schema text) LEFT JOIN {self._table} AS t ON t.id = u.id "
+            "WHERE (t.status, t.schema_name) IS DISTINCT FROM (u.status, u.schema)"
+        )
+        rows = [{"id": id_, "schema": schema, "status": status.value} for id_, schema, status in known]
+        found = connection.execute(statement, {"known": json.dumps(rows)}).all()
+        return [(TenantId(id_), status and TenantStatus(status)) for id_, status in found]
 
     def add(
         self, connection: Connection, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]

@@ -54,11 +54,11 @@ def lookup_sql(shared_schema: str, tenant: str) -> str:
     )
 
 
-def installed_sql(shared_schema: str) -> str:
-    """A SELECT of one boolean: whether the catalog is there, whole."""
+def installed_epoch_sql(shared_schema: str) -> str:
+    """A SELECT of the epoch; NULL where the catalog is not there, or not whole."""
     return (
-        f"SELECT to_regclass({quote_literal(qualified(shared_schema, TABLE))}) IS NOT NULL "
-        f"AND {epoch_sql(shared_schema)} IS NOT NULL"
+        f"SELECT CASE WHEN to_regclass({quote_literal(qualified(shared_schema, TABLE))}) IS NOT NULL "
+        f"THEN {epoch_sql(shared_schema)} END"
     )
 
 

@@ -94,7 +94,7 @@ def aggregate_all(
 def _total(manager: TenantManager, asked: Asked, total: Total) -> list[Any]:
     so_far = Found()
     work = total.work(asked)
-    work.begin(*asked.choose(manager._provisioner.list_members()))
+    work.begin(*asked.choose(manager._provisioner.roster()))
     while units := work.take():
         try:
             with manager.get_shared_db().connect(asked.modes) as connection:
@@ -111,7 +111,7 @@ def _total(manager: TenantManager, asked: Asked, total: Total) -> list[Any]:
 async def _total_async(manager: AsyncTenantManager, asked: Asked, total: Total) -> list[Any]:
     so_far = Found()
     work = total.work(asked)
-    work.begin(*asked.choose(await asyncio.to_thread(manager._provisioner.list_members)))
+    work.begin(*asked.choose(await asyncio.to_thread(manager._provisioner.roster)))
     while units := work.take():
         try:
             async with manager.get_shared_db().connect(asked.modes) as connection:
@@ -202,7 +202,7 @@ class Total:
         empty = sql_cast(literal("[]", Text()), JSONB)
         document = func.coalesce(func.jsonb_agg(func.to_jsonb(rows.table_valued())), empty)
         found = connection.execute(select(sql_cast(document, Text)), params).scalar_one()
-        self.question.check(connection, unit)
+        self.question.roster.check(connection, unit)
         return Found(str(found), types)
 
     def finish(self, connection: Connection, so_far: Found) -> list[Any]:

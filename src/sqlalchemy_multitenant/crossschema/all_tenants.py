@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Executable
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.sql.selectable import TypedReturnsRows
 
-from ..catalog.members import Member
+from ..catalog.members import Member, Roster
 from ..catalog.records import TenantStatus
 from ..checks import check, is_count, is_number
 from ..errors import ConfigurationError, TenantError
@@ -218,9 +218,10 @@ class Asked:
         )
         self._hook = manager.config.hooks.on_cross_tenant_query
 
-    def choose(self, members: Iterable[Member]) -> tuple[list[Member], list[TenantError]]:
+    def choose(self, roster: Roster) -> tuple[list[Member], list[TenantError]]:
         """Whom to ask, and who cannot be asked; has the audit told."""
-        chosen, errors = choose(list(members), self.tenants, self.status)
+        self.question.roster = roster
+        chosen, errors = choose(roster.members, self.tenants, self.status)
         dialect = postgresql.dialect(paramstyle="named")
         sql = str(self.question.statement.compile(dialect=dialect))  # type: ignore[attr-defined]
         ids = tuple(member.id for member in chosen)
@@ -238,7 +239,7 @@ class Asked:
 
 
 def _rows(manager: TenantManager, asked: Asked, work: Work) -> Generator[Any, None, None]:
-    yield from work.begin(*asked.choose(manager._provisioner.list_members()))
+    yield from work.begin(*asked.choose(manager._provisioner.roster()))
     with ThreadPoolExecutor(asked.concurrency, "multitenant-query") as threads:
         while units := work.take():
             if not asked.question.is_short:
@@ -282,7 +283,7 @@ def _collect(
 
 
 async def _rows_async(manager: AsyncTenantManager, asked: Asked, work: Work) -> AsyncGenerator[Any, None]:
-    for refused in work.begin(*asked.choose(await asyncio.to_thread(manager._provisioner.list_members))):
+    for refused in work.begin(*asked.choose(await asyncio.to_thread(manager._provisioner.roster))):
         yield refused
     while units := work.take():
         if not asked.question.is_short:

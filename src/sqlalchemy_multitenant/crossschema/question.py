@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, cast
 
@@ -23,22 +23,16 @@ from sqlalchemy import (
     TextClause,
     TextualSelect,
     UpdateBase,
-    text,
 )
 from sqlalchemy.engine import result_tuple
 from sqlalchemy.orm import Session
 from sqlalchemy.sql import visitors
 
-from ..catalog.members import Member
-from ..catalog.records import TenantStatus
+from ..catalog.members import Member, Roster
 from ..catalog.source import Layout
-from ..catalog.table import TABLE, qualified, usable_sql
+from ..catalog.table import usable_sql
 from ..database import needs_unique
-from ..errors import (
-    TenantNotFoundError,
-    TenantQueryError,
-    TenantSuspendedError,
-)
+from ..errors import TenantNotFoundError, TenantQueryError
 from ..isolation.run import run_sql
 from ..isolation.sqltext import code_only
 from ..naming import path_sql, quote_ident, quote_literal
@@ -56,7 +50,7 @@ Answer = tuple[Any, ...]
 """A row: the tenant's id, and the columns of the statement."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Question:
     """A statement that is to be put to tenants.
 
@@ -68,6 +62,7 @@ class Question:
         batch: how many rows are in memory at one time.
         timeout_s: seconds that one statement may take; None for no limit.
         is_read_only: whether the transaction is.
+        roster: the tenants as they were when those were chosen who are asked.
     """
 
     layout: Layout
@@ -77,6 +72,7 @@ class Question:
     batch: int
     timeout_s: float | None
     is_read_only: bool
+    roster: Roster = field(init=False)
 
     @cached_property
     def together(self) -> TenantSelect | None:
@@ -129,21 +125,22 @@ class Question:
             statement = self.together.rows_of(unit)
             with closing(connection.execute(statement, self.params, execution_options=options)) as result:
                 # The tables are locked now: what the catalog says of their schemas can no longer change.
-                self.check(connection, unit)
-                yield from result.partitions(self.batch)
+                self.roster.check(connection, unit)
+                columns = len(self.together.names)
+                yield from result.columns(columns, *range(columns)).partitions(self.batch)
             return
         params = dict(self.params)
         if isinstance(self.statement, UpdateBase) and not self.statement._returning:
             options = {"preserve_rowcount": True}
             with closing(connection.execute(self.statement, params, execution_options=options)) as done:
-                self.check(connection, unit)
+                self.roster.check(connection, unit)
                 yield [_changed(unit[0].id, done.rowcount)]
             return
         with (
             Session(bind=connection, expire_on_commit=False) as session,
             closing(session.execute(self.statement, params, execution_options=options)) as rows,
         ):
-            self.check(connection, unit)
+            self.roster.check(connection, unit)
             if isinstance(rows, CursorResult) and not rows.returns_rows:
                 yield [_changed(unit[0].id, rows.rowcount)]
                 return
@@ -169,7 +166,7 @@ class Question:
             usable = run_sql(connection, usable_sql(quote_literal(schema))).first()
             # PostgreSQL passes over a schema of the path that is not there, or not for this role.
             if usable is None:
-                self.check(connection, (alone,))
+                self.roster.check(connection, (alone,))
                 kind = TenantQueryError if self.uses_catalog else TenantNotFoundError
                 raise kind(alone.id, f"there is no schema {quote_ident(schema)}")
             if usable[0] != "true":
@@ -179,30 +176,6 @@ class Question:
             f"set_config({quote_literal(k)}, {quote_literal(v)}, true)" for k, v in settings.items()
         )
         run_sql(connection, f"SELECT {calls}")
-
-    def check(self, connection: Connection, unit: Unit) -> None:
-        """Make sure that each tenant has the schema and the status that it had."""
-        if not self.uses_catalog:
-            return
-        table = qualified(self.layout.shared_schema, TABLE)
-        # Only what differs comes back.
-        statement = text(
-            "SELECT u.id, t.status FROM unnest(CAST(:ids AS text[]), CAST(:states AS text[]), "
-            f"CAST(:schemas AS text[])) AS u(id, status, schema) LEFT JOIN {table} AS t ON t.id = u.id "
-            "WHERE (t.status, t.schema_name) IS DISTINCT FROM (u.status, u.schema)"
-        )
-        known = {
-            "ids": [member.id for member in unit],
-            "states": [member.status.value for member in unit],
-            "schemas": [member.schema for member in unit],
-        }
-        for tenant, status in connection.execute(statement, known):
-            if status == TenantStatus.SUSPENDED:
-                raise TenantSuspendedError(tenant)
-            changed = (
-                None if status in (None, TenantStatus.DROPPED) else "it has changed meanwhile; ask again"
-            )
-            raise TenantNotFoundError(tenant, changed)
 
 
 _changed_row = result_tuple(["tenant", "rows"])

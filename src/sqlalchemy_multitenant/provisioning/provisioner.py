@@ -15,7 +15,7 @@ from sqlalchemy import URL, Connection, Engine, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 
-from ..catalog.members import Member, Membership
+from ..catalog.members import Member, Membership, Roster
 from ..catalog.records import TenantRecord, TenantStatus
 from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
@@ -374,10 +374,10 @@ class Provisioner:
             self.members.claims.check(parsed, schema)
             return TenantRecord(id=parsed, status=TenantStatus.ACTIVE, schema=schema)
 
-    def list_members(self) -> list[Member]:
+    def roster(self) -> Roster:
         """All tenants with their schemas, without what else the catalog knows of them."""
         with self.engine.connect() as connection:
-            return self.members.list(connection)
+            return self.members.read(connection)
 
     def list(self) -> Sequence[TenantRecord]:
         """See `TenantManager.list_tenants`."""
