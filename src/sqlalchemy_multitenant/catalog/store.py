@@ -9,19 +9,19 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, bindparam, text
-from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy import Connection, Row, text
 
-from ..errors import TenantExistsError, TenantNotFoundError
+from ..errors import TenantNotFoundError
 from ..isolation.run import run_sql
-from ..naming import SchemaName, TenantId
+from ..naming import SchemaName, TenantId, quote_literal
 from .records import TenantRecord, TenantStatus
 from .table import TABLE, installed_epoch_sql, plan_install, qualified
 
 _COLUMNS = "id, status, schema_name, metadata, created_at, updated_at, dropped_at"
 
 
-def _record(row: Row[Any]) -> TenantRecord:
+def to_record(row: Row[Any] | tuple[Any, ...]) -> TenantRecord:
+    """The record from a row of all columns."""
     tenant, status, schema, metadata, created, updated, dropped = tuple[Any, ...](row)
     return TenantRecord(
         id=TenantId(tenant),
@@ -67,14 +67,14 @@ class CatalogStore:
             text(f"SELECT {_COLUMNS} FROM {self._table} WHERE id = :id {'FOR UPDATE' if lock else ''}"),
             {"id": tenant},
         ).one_or_none()
-        return None if row is None else _record(row)
+        return None if row is None else to_record(row)
 
     def list(self, connection: Connection) -> Sequence[TenantRecord]:
         """All records but those of dropped tenants, by id."""
         rows = connection.execute(
             text(f"SELECT {_COLUMNS} FROM {self._table} WHERE status <> 'dropped' ORDER BY id COLLATE \"C\"")
         )
-        return [_record(row) for row in rows.all()]
+        return [to_record(row) for row in rows.all()]
 
     def schemas(self, connection: Connection) -> Sequence[tuple[TenantId, SchemaName, TenantStatus]]:
         """Of each tenant but dropped ones the id, the schema and the status, by id."""
@@ -99,28 +99,17 @@ class CatalogStore:
         found = connection.execute(statement, {"known": json.dumps(rows)}).all()
         return [(TenantId(id_), status and TenantStatus(status)) for id_, status in found]
 
-    def add(
-        self, connection: Connection, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]
-    ) -> TenantRecord:
-        """Record a new tenant, or one that was dropped and comes again; returns its record.
-
-        Waits where another transaction is adding the same id or schema.
-
-        Raises:
-            TenantExistsError: the id is taken.
-            IntegrityError: another tenant has the schema.
-        """
-        statement = text(
-            f"INSERT INTO {self._table} AS t (id, schema_name, metadata) VALUES (:id, :schema, :metadata) "
+    def add_sql(self, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]) -> str:
+        """A statement that records a new tenant, or one that was dropped and comes again. It returns the
+        row for `to_record`, or none where the id is taken; it fails where another tenant has the schema, and
+        waits where another transaction is adding the same id or schema."""
+        values = ", ".join(map(quote_literal, (tenant, schema, json.dumps(dict(metadata)))))
+        return (
+            f"INSERT INTO {self._table} AS t (id, schema_name, metadata) VALUES ({values}) "
             "ON CONFLICT (id) DO UPDATE SET status = 'active', schema_name = excluded.schema_name, "
             "metadata = excluded.metadata, created_at = now(), updated_at = now(), dropped_at = NULL "
             f"WHERE t.status = 'dropped' RETURNING {_COLUMNS}"
-        ).bindparams(bindparam("metadata", type_=JSONB))
-        values = {"id": tenant, "schema": schema, "metadata": dict(metadata)}
-        added = connection.execute(statement, values).one_or_none()
-        if added is None:
-            raise TenantExistsError(tenant)
-        return _record(added)
+        )
 
     def set_status(self, connection: Connection, tenant: TenantId, status: TenantStatus) -> None:
         """Suspend or activate a tenant; in force at the next BEGIN of every process.

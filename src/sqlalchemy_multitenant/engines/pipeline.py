@@ -13,6 +13,7 @@ from typing import Any
 
 import psycopg
 from psycopg import pq
+from psycopg.adapt import Transformer
 from psycopg.waiting import Ready, Wait
 
 _FAILED = (pq.ExecStatus.FATAL_ERROR, pq.ExecStatus.BAD_RESPONSE)
@@ -59,6 +60,13 @@ def send_all(connection: psycopg.Connection[Any], statements: Sequence[bytes]) -
         if result.status in _FAILED:
             raise StatementError(position, psycopg.errors.error_from_result(result))
     return results
+
+
+def rows_of(connection: psycopg.Connection[Any], result: pq.abc.PGresult) -> list[tuple[Any, ...]]:
+    """The rows of a result, their values as psycopg's cursors would give them."""
+    transformer = Transformer(connection)
+    transformer.set_pgresult(result)
+    return transformer.load_rows(0, result.ntuples, tuple)
 
 
 def _exchange(pgconn: pq.abc.PGconn) -> Generator[Any, Any, list[pq.abc.PGresult]]:

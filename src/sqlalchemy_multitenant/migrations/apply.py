@@ -23,12 +23,18 @@ from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
 from ..isolation.sqltext import names_only
 from ..naming import quote_ident, quote_literal
 from . import steps
-from .batch import Batch, guard_sql, lock_key, settings_sql, statement_failed
+from .batch import (
+    Batch,
+    driver_of,
+    failed_guard,
+    guard_sql,
+    lock_key,
+    settings_sql,
+    statement_failed,
+)
 from .history import History
 from .inside import inside_transaction
 from .plan import Destination, Heads, MigrationPlan, Segment, SegmentKind, Statement, Timeouts
-
-_GUARD = re.compile(r"multitenant:(?P<guard>locked|gone|moved|unrecorded)")
 
 # CREATE INDEX CONCURRENTLY if_not_exists name ON ...
 _CONCURRENT_INDEX = re.compile(
@@ -67,6 +73,8 @@ def apply_plan(
     timeouts: Timeouts,
     *,
     is_new: bool = False,
+    batch: Batch | None = None,
+    commits: bool = False,
 ) -> None:
     """Bring a schema from `plan.start` to `plan.end` in the connection's transaction, which the caller
     commits. What asks to be run outside of transactions is run inside, without CONCURRENTLY: for schemas that
@@ -74,6 +82,8 @@ def apply_plan(
 
     Args:
         is_new: the schema was made just now, and is empty.
+        batch: what is to be sent before; it goes along.
+        commits: let the last message be COMMIT, which then costs no round trip of its own.
 
     Raises:
         SchemaLockedError: another migrator has it.
@@ -81,7 +91,9 @@ def apply_plan(
         TenantNotFoundError: the schema is gone.
         MigrationError: a statement failed; says which, of which revision.
     """
-    _Application(connection, plan, history, to, timeouts, ()).run_inside(is_new=is_new)
+    batch = batch or Batch.within(connection, to.tenant)
+    application = _Application(connection, plan, history, to, timeouts, batch=batch)
+    application.run_inside(is_new=is_new, commits=commits)
 
 
 def migrate_schema(
@@ -117,23 +129,23 @@ class _Application:
         history: History,
         to: Destination,
         timeouts: Timeouts,
-        before_commit: Sequence[str],
+        before_commit: Sequence[str] = (),
         observer: Observer | None = None,
+        batch: Batch | None = None,
     ) -> None:
         self._connection, self._plan, self._history = connection, plan, history
         self._to, self._timeouts, self._before_commit = to, timeouts, before_commit
         self._observer = observer
-        driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
-        self._driver = driver
-        self._batch = Batch(driver, to.tenant)
+        self._driver = driver_of(connection)
+        self._batch = batch or Batch(self._driver, to.tenant)
         self._record = f"{quote_ident(to.schema)}.{quote_ident(history.version_table)}"
         self._key = lock_key(to.schema)
 
     # -- in somebody's transaction --------------------------------------------------------------------
 
-    def run_inside(self, *, is_new: bool) -> None:
+    def run_inside(self, *, is_new: bool, commits: bool) -> None:
         with self._explained():
-            self._open(has_record=not is_new and self._has_record())
+            self._open(has_record=None if is_new else self._has_record())
             for segment in self._plan.segments:
                 if segment.kind is SegmentKind.ONLINE:
                     self._run_online(segment, in_transaction=True, is_unused=True)
@@ -141,6 +153,8 @@ class _Application:
                     inside = [(s, inside_transaction(s.sql)) for s in segment.statements]
                     self._add_compiled([replace(s, sql=sql) for s, sql in inside if sql is not None])
             self._close()
+            if commits:
+                self._batch.add("COMMIT")
             self._batch.send()
 
     # -- in transactions of its own -------------------------------------------------------------------
@@ -291,9 +305,15 @@ class _Application:
         listed = "coalesce(string_agg(version_num, ' ' ORDER BY version_num COLLATE \"C\"), '')"
         return f"(SELECT {listed} FROM {self._record}) = {quote_literal(' '.join(heads))}"
 
-    def _open(self, *, has_record: bool) -> None:
-        """The settings, and the guards."""
+    def _open(self, *, has_record: bool | None) -> None:
+        """The settings, and the guards.
+
+        Args:
+            has_record: whether there is a version table; None where the schema is new, and empty.
+        """
         self._batch.add(settings_sql(self._to.search_path, self._timeouts))
+        if has_record is None:
+            return  # nobody else sees it yet, and its version table is looked for at the end
         locked = guard_sql(f"pg_try_advisory_xact_lock({self._key})", "locked")
         # PostgreSQL leaves out of the path what is not there, or may not be used: the tables would be built
         # in the next schema on it, the shared one.
@@ -373,12 +393,11 @@ class _Application:
         try:
             yield
         except StatementError as failed:
-            match = _GUARD.search(str(failed.error))
-            if match is None:
-                raise failed.error from None
-            raise self._meaning(match["guard"]) from failed.error
+            guard = failed_guard(failed.error)
+            meaning = None if guard is None else self._meaning(guard)
+            raise meaning or failed.error from (failed.error if meaning else None)
 
-    def _meaning(self, guard: str) -> Exception:
+    def _meaning(self, guard: str) -> Exception | None:
         name, schema = self._to.name, self._to.schema
         if guard == "locked":
             return SchemaLockedError(name)
@@ -390,6 +409,8 @@ class _Application:
                 "does a revision set the search path, or write the version table?",
                 self._to.tenant,
             )
+        if guard != "moved":
+            return None  # of somebody else's
         _roll_back(self._driver)
         return PlanOutdatedError(read_recorded(self._driver, self._record))
 

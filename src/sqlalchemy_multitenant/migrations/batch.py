@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import struct
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import psycopg
+from psycopg.pq import TransactionStatus
+from sqlalchemy import Connection
 
-from ..engines.pipeline import StatementError, send_all
+from ..engines.pipeline import StatementError, rows_of, send_all
 from ..errors import MigrationError
 from ..naming import path_sql, quote_literal
 from .plan import Statement, Timeouts
+
+_GUARD = re.compile(r"multitenant:(?P<name>[a-z]+):")
 
 SHOWN = 500
 """How many characters of a failing statement its error shows."""
@@ -38,10 +43,22 @@ def settings_sql(search_path: Sequence[str], timeouts: Timeouts, *, local: bool 
     return f"SELECT {', '.join(calls)}"
 
 
+def driver_of(connection: Connection) -> psycopg.Connection[Any]:
+    """psycopg's own connection, on which batches are sent."""
+    driver: Any = connection.connection.driver_connection
+    return cast("psycopg.Connection[Any]", driver)
+
+
 def guard_sql(condition: str, name: str) -> str:
     """An expression: an error of the server's that names `name`, where `condition` does not hold."""
     # The text is not a constant, or PostgreSQL would try to make a number of it while it plans.
     return f"CASE WHEN {condition} THEN 1 ELSE concat('multitenant:{name}:', current_schema())::int END"
+
+
+def failed_guard(error: BaseException) -> str | None:
+    """The name of the guard whose error it is, or None."""
+    match = _GUARD.search(str(error))
+    return None if match is None else match["name"]
 
 
 class Batch:
@@ -51,9 +68,25 @@ class Batch:
         self._driver, self._tenant = driver, tenant
         self._messages: list[bytes] = []
         self._statements: list[Statement | None] = []
+        self._readers: dict[int, Callable[[list[tuple[Any, ...]]], object]] = {}
 
-    def add(self, sql: str) -> None:
-        """Something of the toolkit's own."""
+    @classmethod
+    def within(cls, connection: Connection, tenant: str | None) -> Batch:
+        """A batch in the connection's transaction, which psycopg begins no earlier than it must."""
+        driver = driver_of(connection)
+        batch = cls(driver, tenant)
+        if driver.info.transaction_status == TransactionStatus.IDLE:
+            batch.add("BEGIN")
+        return batch
+
+    def add(self, sql: str, read: Callable[[list[tuple[Any, ...]]], object] | None = None) -> None:
+        """Something of the toolkit's own.
+
+        Args:
+            read: is given its rows when it has been sent.
+        """
+        if read is not None:
+            self._readers[len(self._messages)] = read
         self._messages.append(sql.encode())
         self._statements.append(None)
 
@@ -71,15 +104,18 @@ class Batch:
         """
         messages, self._messages = self._messages, []
         statements, self._statements = self._statements, []
+        readers, self._readers = self._readers, {}
         if not messages:
             return
         try:
-            send_all(self._driver, messages)
+            results = send_all(self._driver, messages)
         except StatementError as failed:
             statement = statements[failed.position]
             if statement is None:
                 raise
             raise statement_failed(failed.error, statement, self._tenant) from failed.error
+        for position, read in readers.items():
+            read(rows_of(self._driver, results[position]))
 
 
 def statement_failed(error: psycopg.Error, statement: Statement, tenant: str | None) -> MigrationError:

@@ -15,11 +15,14 @@ _CONCURRENTLY = re.compile(
     r"^\s*(?:(?:CREATE\s+(?:UNIQUE\s+)?|DROP\s+|RE)INDEX\b|ALTER\s+TABLE\b|REFRESH\b).*?(?P<word>\bCONCURRENTLY\b)",
     re.IGNORECASE | re.DOTALL,
 )
+_EITHER = re.compile("CONCURRENTLY|VACUUM", re.IGNORECASE)
 _NEEDLESS = re.compile(r"^\s*VACUUM\b", re.IGNORECASE)
 
 
 def inside_transaction(sql: str) -> str | None:
     """The statement as it runs inside of a transaction; None where an empty schema needs none of it."""
+    if not _EITHER.search(sql):  # nearly all of them, for each new tenant
+        return sql
     code = code_only(sql)
     if _NEEDLESS.match(code):
         return None

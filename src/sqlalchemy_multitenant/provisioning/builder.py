@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from ..catalog.members import Membership
 from ..config import TenantConfig
 from ..errors import MigrationError, ProvisioningError
+from ..migrations.batch import Batch
 from ..migrations.fleet import read_heads
 from ..migrations.history import History
 from ..migrations.plan import Destination, Heads, Timeouts
@@ -104,17 +105,24 @@ class SchemaBuilder:
                 )
             self._may_have_snapshot = self._snapshot is not None
 
-    def make(self, connection: Connection, recipe: Recipe, to: Destination) -> None:
+    def make(
+        self, connection: Connection, recipe: Recipe, to: Destination, batch: Batch, *, commits: bool = False
+    ) -> None:
         """Create a schema and what is in it, in the connection's transaction.
+
+        Args:
+            batch: what is to be sent before.
+            commits: the transaction may be committed with it, or is left to the caller.
 
         Raises:
             MigrationError: a revision fails.
-            DBAPIError: the server refuses, for example because there is such a schema.
+            DBAPIError, psycopg.Error: the server refuses, for example because there is such a schema.
         """
         snapshot = self._snapshot
         if snapshot is None or snapshot.is_old or not Snapshot.can_name(to.schema):
-            recipe.make(connection, to, self._timeouts)
+            recipe.make(connection, to, self._timeouts, batch=batch, commits=commits)
             return
+        batch.send()
         savepoint = connection.begin_nested()
         try:
             snapshot.make(connection, to, self._timeouts)
@@ -135,7 +143,7 @@ class SchemaBuilder:
             MigrationError: a revision fails, or what it makes depends on something that may change.
         """
         others = OtherTables(connection, to.schema)
-        self.make(connection, recipe, to)
+        self.make(connection, recipe, to, Batch.within(connection, to.tenant))
         if recipe.depends_on_circumstances or others.were_touched():
             raise MigrationError(
                 "no schema can be made ahead: the revisions read or write outside of it, or write the time "

@@ -17,6 +17,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ..catalog.members import Member, Membership, Roster
 from ..catalog.records import TenantRecord, TenantStatus
+from ..catalog.store import to_record
 from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
 from ..engines.pipeline import StatementError
@@ -32,7 +33,7 @@ from ..errors import (
     TenantNotFoundError,
 )
 from ..isolation.run import run_sql
-from ..migrations.batch import lock_key, settings_sql
+from ..migrations.batch import Batch, failed_guard, guard_sql, lock_key, settings_sql
 from ..migrations.history import dialect_of
 from ..migrations.plan import Destination, Timeouts
 from ..migrations.queue import WorkQueue
@@ -43,6 +44,9 @@ from .recipe import Recipe
 from .report import CreationReport
 from .seed import Seed, check_seed, run_seed
 from .spares import SPARE_PREFIX, SpareStock, SpareStore, spare_name
+
+_TAKEN = "taken"
+"""The guard of an id that is to be a new one."""
 
 _DUPLICATE_SCHEMA, _UNIQUE_VIOLATION, _LOCK_NOT_AVAILABLE = "42P06", "23505", "55P03"
 
@@ -120,12 +124,17 @@ class Provisioner:
         if not wanted:
             return CreationReport((), (), {})
         recipe = self._prepare(wanted[0], len(wanted))
+        with self.engine.connect() as connection:
+            has_spares = self._spares.is_installed(connection)
         size = min(concurrency, len(wanted))
         engine = make_admin_engine(self.config, self._url, pool_size=size, pre_ping=False)
 
         def work(tenant: TenantId) -> tuple[TenantId, TenantRecord | BaseException | None]:
             try:
-                return tenant, self._create(engine, tenant, names[tenant], recipe, metadata={}, seed=seed)
+                made = self._create(
+                    engine, tenant, names[tenant], recipe, metadata={}, seed=seed, may_have_spares=has_spares
+                )
+                return tenant, made
             except TenantExistsError as error:
                 # It may be that only the schema is there, with nobody's data.
                 return tenant, None if self.exists(tenant) else error
@@ -177,26 +186,48 @@ class Provisioner:
         *,
         metadata: Mapping[str, Any],
         seed: Seed | None,
+        may_have_spares: bool = True,
     ) -> TenantRecord:
         path = self.config.schemas.search_path(schema)
+        records = [TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)]
         try:
             with engine.begin() as connection:
+                # All that can goes in one message: nothing else costs a new tenant as much as round trips.
+                batch = Batch.within(connection, tenant)
                 if self.members.uses_catalog:
                     # First, so that a second creation of the same id waits here and then finds it taken.
-                    record = self.members.store.add(connection, tenant, schema, metadata)
+                    self._record(batch, tenant, schema, metadata, records)
                 else:
                     self.members.claims.grant(tenant, schema)
-                    record = TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)
-                if not self._take_spare(connection, recipe, schema):
-                    self._builder.make(connection, recipe, Destination(tenant, schema, path, tenant))
+                if not (may_have_spares and self._take_spare(connection, recipe, schema, batch)):
+                    to = Destination(tenant, schema, path, tenant)
+                    self._builder.make(connection, recipe, to, batch, commits=seed is None)
                 if seed is not None:
                     run_sql(connection, settings_sql(path, Timeouts.of(self.config)))
                     run_seed(connection, seed, tenant)
-                return record
-        except (MigrationError, StatementError, psycopg.Error) as error:
+            return records[-1]
+        except MigrationError as error:
             raise ProvisioningError(tenant, f"nothing was created: {error}") from error
-        except DBAPIError as error:
+        except (DBAPIError, StatementError, psycopg.Error) as error:
             raise self._explain(error, tenant, schema) from error
+
+    def _record(
+        self,
+        batch: Batch,
+        tenant: TenantId,
+        schema: SchemaName,
+        metadata: Mapping[str, Any],
+        records: list[TenantRecord],
+    ) -> None:
+        """Have the tenant put into the catalog; its record is appended to `records` when that is done."""
+        added = self.members.store.add_sql(tenant, schema, metadata)
+        is_new = guard_sql("added.id IS NOT NULL", _TAKEN)
+        # One row, always: where none was added, the guard must be evaluated nevertheless.
+        rows = f"SELECT added.*, {is_new} FROM (VALUES (1)) AS one LEFT JOIN added ON true"
+        batch.add(
+            f"WITH added AS ({added}) {rows}",
+            read=lambda found: records.extend(to_record(row[:-1]) for row in found),
+        )
 
     def adopt(
         self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
@@ -212,18 +243,24 @@ class Provisioner:
         self._install()
         try:
             with self.engine.begin() as connection:
-                record = self.members.store.add(connection, parsed, name, metadata or {})
+                records: list[TenantRecord] = []
+                batch = Batch.within(connection, parsed)
+                self._record(batch, parsed, name, metadata or {}, records)
+                batch.send()
                 there = text("SELECT to_regnamespace(:schema) IS NOT NULL")
                 if not connection.scalar(there, {"schema": quote_ident(name)}):
                     raise ProvisioningError(parsed, f"there is no schema {name!r} to adopt")
-                return record
-        except DBAPIError as error:
+            return records[-1]
+        except (DBAPIError, StatementError) as error:
             raise self._explain(error, parsed, name) from error
 
     # -- made ahead ---------------------------------------------------------------------------------
 
-    def _take_spare(self, connection: Connection, recipe: Recipe, schema: SchemaName) -> bool:
-        if not self._spares.is_installed(connection):
+    def _take_spare(self, connection: Connection, recipe: Recipe, schema: SchemaName, batch: Batch) -> bool:
+        installed: list[tuple[bool]] = []
+        batch.add(self._spares.installed_sql, read=installed.extend)
+        batch.send()
+        if not installed[0][0]:
             return False
         spare = self._spares.take(connection, recipe.key)
         if spare is None:
@@ -273,8 +310,13 @@ class Provisioner:
             run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(spare)} CASCADE")
             return True
 
-    def _explain(self, error: DBAPIError, tenant: TenantId, schema: SchemaName) -> MultitenantError:
-        sqlstate = getattr(error.orig, "sqlstate", None)
+    def _explain(
+        self, error: DBAPIError | StatementError | psycopg.Error, tenant: TenantId, schema: SchemaName
+    ) -> MultitenantError:
+        said: Any = error.orig if isinstance(error, DBAPIError) else getattr(error, "error", error)
+        sqlstate = getattr(said, "sqlstate", None)
+        if failed_guard(said) == _TAKEN:
+            return TenantExistsError(tenant)
         if sqlstate == _DUPLICATE_SCHEMA:
             if not self.members.uses_catalog:
                 return TenantExistsError(tenant, f"schema {schema!r} exists already")
@@ -289,7 +331,7 @@ class Provisioner:
             if others and others[0].id != tenant:
                 return TenantCollisionError(tenant, schema, others[0].id)
             return TenantExistsError(tenant)
-        return ProvisioningError(tenant, f"nothing was created: {str(error.orig).strip()}")
+        return ProvisioningError(tenant, f"nothing was created: {str(said).strip()}")
 
     # -- drop ---------------------------------------------------------------------------------------
 

@@ -9,9 +9,8 @@ from functools import cached_property
 
 from sqlalchemy import Connection
 
-from ..isolation.run import run_sql
 from ..migrations.apply import apply_plan
-from ..migrations.batch import settings_sql
+from ..migrations.batch import Batch, settings_sql
 from ..migrations.history import History
 from ..migrations.plan import Destination, MigrationPlan, SegmentKind, Timeouts
 from ..naming import quote_ident
@@ -77,16 +76,33 @@ class Recipe:
         texts += [s.sql for s in self.plan.statements if not _DDL.match(s.sql)]
         return any(_CIRCUMSTANCES.search(text) for text in texts)
 
-    def make(self, connection: Connection, to: Destination, timeouts: Timeouts) -> None:
+    def make(
+        self,
+        connection: Connection,
+        to: Destination,
+        timeouts: Timeouts,
+        *,
+        batch: Batch | None = None,
+        commits: bool = False,
+    ) -> None:
         """Create the schema and what is in it, in the connection's transaction.
+
+        Args:
+            batch, commits: see `apply_plan`.
 
         Raises:
             MigrationError: a revision fails.
+            psycopg.Error: the server refuses, for example because there is such a schema.
         """
-        run_sql(connection, f"CREATE SCHEMA {quote_ident(to.schema)}")
+        batch = batch or Batch.within(connection, to.tenant)
+        batch.add(f"CREATE SCHEMA {quote_ident(to.schema)}")
         if self.plan is not None:
-            apply_plan(connection, self.plan, self.history, to, timeouts, is_new=True)
+            into = (connection, self.plan, self.history, to, timeouts)
+            apply_plan(*into, is_new=True, batch=batch, commits=commits)
             return
-        run_sql(connection, settings_sql(to.search_path, timeouts))
+        batch.add(settings_sql(to.search_path, timeouts))
         for statement in self.statements:
-            run_sql(connection, statement)
+            batch.add(statement)
+        if commits:
+            batch.add("COMMIT")
+        batch.send()

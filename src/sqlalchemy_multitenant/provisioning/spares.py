@@ -11,7 +11,7 @@ from ..catalog.table import OWN_PREFIX, qualified
 from ..errors import MigrationError
 from ..isolation.run import run_sql
 from ..migrations.catalogue import CatalogueReader
-from ..naming import SchemaName, quote_ident
+from ..naming import SchemaName, quote_ident, quote_literal
 
 SPARE_PREFIX = f"{OWN_PREFIX}spare_"
 _IS_THERE = "to_regnamespace(quote_ident(schema_name)) IS NOT NULL"
@@ -46,9 +46,14 @@ class SpareStore:
             "created_at timestamptz NOT NULL DEFAULT now())",
         )
 
+    @property
+    def installed_sql(self) -> str:
+        """A SELECT of one boolean: whether any spares were ever made."""
+        return f"SELECT to_regclass({quote_literal(self._table)}) IS NOT NULL"
+
     def is_installed(self, connection: Connection) -> bool:
         """Whether any spares were ever made."""
-        return bool(connection.scalar(text("SELECT to_regclass(:name) IS NOT NULL"), {"name": self._table}))
+        return bool(run_sql(connection, self.installed_sql).scalar())
 
     def count(self, connection: Connection, recipe: str) -> int:
         """How many there are of this recipe."""
