@@ -105,7 +105,7 @@ class Provisioner:
         _check_metadata(metadata)
         check_seed(seed)
         recipe = self._prepare(parsed)
-        return self._create(self.engine, parsed, name, recipe, metadata=metadata or {}, seed=seed)
+        return self._create(self.engine, parsed, name, recipe, metadata=metadata, seed=seed)
 
     def create_many(
         self,
@@ -131,10 +131,8 @@ class Provisioner:
 
         def work(tenant: TenantId) -> tuple[TenantId, TenantRecord | BaseException | None]:
             try:
-                made = self._create(
-                    engine, tenant, names[tenant], recipe, metadata={}, seed=seed, may_have_spares=has_spares
-                )
-                return tenant, made
+                to, spares = names[tenant], has_spares
+                return tenant, self._create(engine, tenant, to, recipe, seed=seed, spares=spares, waits=False)
             except TenantExistsError as error:
                 # It may be that only the schema is there, with nobody's data.
                 return tenant, None if self.exists(tenant) else error
@@ -148,8 +146,21 @@ class Provisioner:
                 if on_progress is not None:
                     on_progress(tenant, result if isinstance(result, BaseException) else None)
         finally:
+            lost = self._wait_for_disk()
             engine.dispose()
+        if lost is not None:
+            made = {tenant: _as_lost(tenant, result, lost) for tenant, result in made.items()}
         return CreationReport.of({tenant: made[tenant] for tenant in wanted})
+
+    def _wait_for_disk(self) -> DBAPIError | None:
+        """Commit something and wait until that is on the disk, and so all that was committed before it
+        (https://www.postgresql.org/docs/current/wal-async-commit.html); returns what it failed with."""
+        try:
+            with self.engine.begin() as connection:
+                connection.execute(text("SELECT pg_logical_emit_message(true, 'multitenant', '')"))
+        except DBAPIError as error:
+            return error
+        return None
 
     def _schema(self, tenant: TenantId, override: str | None) -> SchemaName:
         if override is None:
@@ -184,22 +195,31 @@ class Provisioner:
         schema: SchemaName,
         recipe: Recipe,
         *,
-        metadata: Mapping[str, Any],
+        metadata: Mapping[str, Any] | None = None,
         seed: Seed | None,
-        may_have_spares: bool = True,
+        spares: bool = True,
+        waits: bool = True,
     ) -> TenantRecord:
+        """Create one tenant, over a connection of `engine`.
+
+        Args:
+            spares: whether there may be any.
+            waits: whether the commit waits for the disk; else see `_wait_for_disk`.
+        """
         path = self.config.schemas.search_path(schema)
         records = [TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)]
         try:
             with engine.begin() as connection:
                 # All that can goes in one message: nothing else costs a new tenant as much as round trips.
                 batch = Batch.within(connection, tenant)
+                if not waits:
+                    batch.add("SET LOCAL synchronous_commit = off")
                 if self.members.uses_catalog:
                     # First, so that a second creation of the same id waits here and then finds it taken.
-                    self._record(batch, tenant, schema, metadata, records)
+                    self._record(batch, tenant, schema, metadata or {}, records)
                 else:
                     self.members.claims.grant(tenant, schema)
-                if not (may_have_spares and self._take_spare(connection, recipe, schema, batch)):
+                if not (spares and self._take_spare(connection, recipe, schema, batch)):
                     to = Destination(tenant, schema, path, tenant)
                     self._builder.make(connection, recipe, to, batch, commits=seed is None)
                 if seed is not None:
@@ -447,6 +467,18 @@ class Provisioner:
             if not self.members.store.is_installed(connection):
                 raise TenantNotFoundError(parsed)
             self.members.store.set_status(connection, parsed, wanted)
+
+
+def _as_lost(
+    tenant: TenantId, result: TenantRecord | BaseException | None, error: DBAPIError
+) -> TenantRecord | BaseException | None:
+    """What becomes of a creation that the server may forget."""
+    if not isinstance(result, TenantRecord):
+        return result
+    reason = f"the server was lost before it was surely on the disk; create it again: {error.orig}"
+    lost = ProvisioningError(tenant, reason.strip())
+    lost.__cause__ = error
+    return lost
 
 
 def _check_metadata(metadata: Mapping[str, Any] | None) -> None:
