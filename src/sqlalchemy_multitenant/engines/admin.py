@@ -12,6 +12,9 @@ from ..config import TenantConfig
 from .pipeline import send_all
 from .url import psycopg_args, psycopg_url
 
+CLEAN = "multitenant_clean"
+"""A key of `Connection.info`: nothing has changed the session since the connection was taken."""
+
 _admin_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 
 
@@ -58,11 +61,12 @@ def make_admin_engine(
     )
 
     @event.listens_for(engine, "reset")
-    def clean(dbapi_connection: Any, _record: Any, state: Any) -> None:
+    def clean(dbapi_connection: Any, record: Any, state: Any) -> None:
         # What a revision sets must not reach the next tenant's transaction.
         if not state.terminate_only:
             dbapi_connection.rollback()
-            send_all(dbapi_connection, [b"DISCARD ALL"])
+            if not record.info.pop(CLEAN, False):
+                send_all(dbapi_connection, [b"DISCARD ALL"])
 
     _admin_engines.add(engine)
     return engine

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import psycopg
 from sqlalchemy import Connection
 
+from ..engines.admin import CLEAN
 from ..engines.pipeline import StatementError, send_all
 from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
 from ..isolation.sqltext import names_only
@@ -156,6 +157,8 @@ class _Application:
             if commits:
                 self._batch.add("COMMIT")
             self._batch.send()
+        if commits and self._plan.spares_session:
+            self._connection.info[CLEAN] = True
 
     # -- in transactions of its own -------------------------------------------------------------------
 
@@ -166,6 +169,8 @@ class _Application:
                     self._run_parts(steps.Steps(shared_schema, self._to.schema))
             else:
                 self._run_from(has_record=bool(self._plan.start))
+                if self._plan.spares_session:
+                    self._connection.info[CLEAN] = True
         except BaseException:
             _roll_back(self._driver)
             raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -12,6 +13,12 @@ from ..naming import SchemaName, quote_ident, quote_literal
 
 Heads = tuple[str, ...]
 """The revisions a schema is at, sorted; empty at the base. More than one while branches are open."""
+
+
+_DEFINITION = re.compile(
+    r"\s*(?:ALTER|COMMENT|CREATE|DROP)\b(?!.*\b(?:TEMP|TEMPORARY|SELECT|EXECUTE|VALUES|WITH)\b)",
+    re.IGNORECASE | re.DOTALL,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +149,14 @@ class MigrationPlan:
     def has_borders(self) -> bool:
         """Whether a part of it runs outside of transactions, so that it takes several of them."""
         return any(segment.is_border for segment in self.segments)
+
+    @cached_property
+    def spares_session(self) -> bool:
+        """Whether all that the revisions do is to define tables and the like, so that nothing of it lasts in
+        the session: no setting, no temporary table, no lock, and no function that was called."""
+        if self.online or self.has_borders:
+            return False
+        return all(s.revision is None or _DEFINITION.match(s.sql) for s in self.statements)
 
     @cached_property
     def sql(self) -> str:
