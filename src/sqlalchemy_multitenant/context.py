@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, Protocol, Self, TypeAlias, cast
@@ -86,15 +86,9 @@ class TenantContext(Generic[DataT, DbT]):
         """
         return UseTenant(self._stack, CurrentTenant(parse_tenant_id(tenant), data))
 
-    @contextmanager
-    def without_tenant(self) -> Iterator[None]:
+    def without_tenant(self) -> WithoutTenant[DataT]:
         """A `with` block in which no tenant is set, whatever is set around it."""
-        before = self._stack.get()
-        self._stack.set(())
-        try:
-            yield
-        finally:
-            self._stack.set(before)
+        return WithoutTenant(self._stack)
 
     def run_with_tenant(self, tenant: str, fn: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Call `fn` with the tenant set; for a coroutine function, return what is to be awaited."""
@@ -127,6 +121,24 @@ class TenantContext(Generic[DataT, DbT]):
     def get_shared_db(self) -> DbT:
         """The shared data's database; needs no tenant."""
         return self._manager.get_shared_db()
+
+
+class WithoutTenant(Generic[DataT]):
+    """A block in which no tenant is set. At its end, what was set before it is set again, whatever was set
+    within it and is still open. Not a generator, which would do that when it is collected, anywhere."""
+
+    def __init__(self, stack: _Stack[DataT]) -> None:
+        self._stack = stack
+        self._before = stack.get()
+
+    def __enter__(self) -> None:
+        self._before = self._stack.get()
+        self._stack.set(())
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.set(self._before)
 
 
 class UseTenant(Generic[DataT]):

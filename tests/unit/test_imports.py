@@ -57,6 +57,18 @@ def test_importing_a_manager_loads_neither_alembic_nor_a_framework() -> None:
     assert not loaded & set(HEAVY) - {"sqlalchemy", "psycopg"}
 
 
+@pytest.mark.parametrize(
+    "framework", ["celery", "fastapi", "flask", "litestar", "procrastinate", "quart", "starlette"]
+)
+def test_an_integration_whose_framework_is_missing_names_its_extra(framework: str) -> None:
+    module = f"sqlalchemy_multitenant.integrations.{framework}"
+    code = f"import sys; sys.modules[{framework!r}] = None; import {module}"
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert done.returncode == 1
+    said = f"{module} needs an extra: pip install 'sqlalchemy-multitenant[{framework}]'"
+    assert done.stderr.splitlines()[-1].endswith(said)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["migrate", "--help"], ["tenant", "drop", "--help"]])
 def test_help_loads_no_sqlalchemy(arguments: list[str]) -> None:
     loaded = loaded_by(f"from sqlalchemy_multitenant.cli.app import run\nassert run({arguments!r}) == 0")

@@ -22,17 +22,21 @@ from contextlib import suppress
 from copy import copy
 from typing import Any, NamedTuple, TypeAlias
 
-from celery import Celery, signals
-from celery.app.annotations import prepare
-from celery.canvas import Signature
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..context import WithoutTenant
 from ..errors import ConfigurationError
 from ..manager import TenantManager
 from ..naming import TenantId, parse_tenant_id
 from .celery_canvas import NESTED, NOBODY, OPTION, stamp_of, stamped
+from .extra import Extra
 from .jobs import STAMP, Job, JobTenancy
 from .resolver import is_marked, no_tenant
+
+with Extra("celery"):
+    from celery import Celery, signals
+    from celery.app.annotations import prepare
+    from celery.canvas import Signature
 
 __all__ = ["CeleryTenancy", "install_tenancy", "no_tenant"]
 
@@ -176,18 +180,18 @@ class CeleryTenancy(JobTenancy):
 
     def _enter_job(self, job: Job) -> _Entered:
         """Make a job's tenant the current one; or none, where it has none or is refused."""
-        stack = self.context._stack
-        before, error = stack.get(), None
-        stack.set(())  # what another job may have left open
+        error: Exception | None = None
+        block = self.context.without_tenant()
+        block.__enter__()  # whatever another job may have left open
         try:
             if (use := self.resolve(job)) is not None:
                 use.__enter__()
         except Exception as refusal:
             error = refusal
-        return _Entered(before, error)
+        return _Entered(block, error)
 
     def _leave_job(self, entered: _Entered) -> None:
-        self.context._stack.set(entered.before)
+        entered.block.__exit__(None, None, None)
 
     def _guard(self, task_class: AnyTask) -> None:
         """Let no code of a task run before its tenant is known: neither the function, nor a `__call__`, nor
@@ -281,11 +285,11 @@ class _Entered(NamedTuple):
     """What was done before a task.
 
     Attributes:
-        before: of the context, to be restored.
+        block: in which it runs.
         error: why it is refused, or None.
     """
 
-    before: Any
+    block: WithoutTenant[Any]
     error: Exception | None
 
 

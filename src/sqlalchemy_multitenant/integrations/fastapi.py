@@ -15,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI
-from fastapi.routing import APIRoute
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -25,10 +23,16 @@ from ..database import TenantDb
 from ..database_async import AsyncTenantDb
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
-from . import starlette
+from .extra import Extra
 from .extractors import Extractor, is_one_of_several, openapi_parameters
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import UnitOfWork
+
+with Extra("fastapi"):
+    from fastapi import Depends, FastAPI
+    from fastapi.routing import APIRoute
+
+    from . import starlette
 
 __all__ = [
     "AsyncSharedSession",

@@ -11,16 +11,19 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from flask import Flask, Response
 from sqlalchemy.orm import Session
-from werkzeug.exceptions import HTTPException
 
 from ..context import CurrentTenant
 from ..manager import TenantManager
+from .extra import Extra
 from .problem import HANDLED, problem_of
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import UnitOfWork
 from .wsgi import Environ, TenancyMiddleware
+
+with Extra("flask"):
+    from flask import Flask, Response
+    from werkzeug.exceptions import HTTPException
 
 __all__ = ["current_tenant", "install_tenancy", "no_tenant", "shared_session", "tenant_session"]
 

@@ -13,11 +13,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from litestar import Request, Response
-from litestar.config.app import AppConfig
-from litestar.di import NamedDependency, Provide
-from litestar.middleware import DefineMiddleware
-from litestar.plugins import InitPlugin
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
 
@@ -27,9 +22,17 @@ from ..database_async import AsyncTenantDb
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from .asgi import Scope, TenancyMiddleware
+from .extra import Extra
 from .problem import HANDLED, problem_of
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import UnitOfWork
+
+with Extra("litestar"):
+    from litestar import Request, Response
+    from litestar.config.app import AppConfig
+    from litestar.di import NamedDependency, Provide
+    from litestar.middleware import DefineMiddleware
+    from litestar.plugins import InitPlugin
 
 __all__ = [
     "AsyncSharedSession",

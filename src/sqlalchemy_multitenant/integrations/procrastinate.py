@@ -25,10 +25,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, cast, overload
 
 import psycopg
-from procrastinate import App, JobContext, PsycopgConnector
-from procrastinate.jobs import Job as QueuedJob
-from procrastinate.tasks import Task
-from procrastinate.worker import Worker
 from psycopg.conninfo import make_conninfo
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Session
@@ -40,8 +36,15 @@ from ..errors import ConfigurationError
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from ..naming import parse_tenant_id, quote_ident
+from .extra import Extra
 from .jobs import Job, JobTenancy
 from .resolver import is_marked, no_tenant
+
+with Extra("procrastinate"):
+    from procrastinate import App, JobContext, PsycopgConnector
+    from procrastinate.jobs import Job as QueuedJob
+    from procrastinate.tasks import Task
+    from procrastinate.worker import Worker
 
 __all__ = ["ProcrastinateTenancy", "connection_of", "install_tenancy", "make_connector", "no_tenant"]
 

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from quart import Quart, Response
-from werkzeug.datastructures import Headers
-from werkzeug.exceptions import HTTPException
-
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from .asgi import Scope, TenancyMiddleware
+from .extra import Extra
 from .problem import HANDLED, problem_of
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import shared_session, tenant_session
+
+with Extra("quart"):
+    from quart import Quart, Response
+    from werkzeug.datastructures import Headers
+    from werkzeug.exceptions import HTTPException
 
 __all__ = ["install_tenancy", "no_tenant", "shared_session", "tenant_session"]
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from starlette.routing import Match
-
 from ..manager import TenantManager
 from ..manager_async import AsyncTenantManager
 from .asgi import Scope, TenancyMiddleware
+from .extra import Extra
 from .tenancy import Tenancy, is_marked, no_tenant
 from .unit import shared_session, tenant_session
+
+with Extra("starlette"):
+    from starlette.routing import Match
 
 __all__ = ["install_tenancy", "no_tenant", "shared_session", "tenant_session"]
 
