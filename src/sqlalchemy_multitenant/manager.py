@@ -134,7 +134,7 @@ class TenantManager(ManagerBase[TenantDb]):
         on_progress: Callable[[str, BaseException | None], object] | None = None,
     ) -> CreationReport:
         """Create many tenants, each in a transaction of its own; those that exist are left as they are. After
-        an interruption, the same call creates the rest.
+        an interruption, the same call creates the rest. The disk is waited for once, when all are created.
 
         Args:
             tenants: their ids.
