@@ -355,6 +355,19 @@ class TestMeanwhile:
         with pytest.raises(TenantError, match="'b'"):
             ask(make_harness_(), select(func.count()).select_from(User))
 
+    def test_whatever_isolation_the_server_prefers(self, make_harness_: MakeHarness, plain: Engine) -> None:
+        """The check must not look at a snapshot that is older than the rows."""
+        with plain.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.exec_driver_sql(
+                f"ALTER DATABASE {plain.url.database} SET default_transaction_isolation = 'repeatable read'"
+            )
+        harness = make_harness_()
+        for statement in (
+            text("SHOW transaction_isolation"),
+            select(func.current_setting("transaction_isolation")),
+        ):
+            assert {row[1] for row in ask(harness, statement)} == {"read committed"}
+
 
 class TestErrors:
     @pytest.fixture(autouse=True)

@@ -26,6 +26,7 @@ from sqlalchemy_multitenant import (
     TenantManager,
     TenantNotFoundError,
 )
+from sqlalchemy_multitenant.catalog.table import lookup_sql
 from sqlalchemy_multitenant.engines.psycopg import ScopedConnection
 from sqlalchemy_multitenant.isolation.scope import SCOPE_OPTION
 from sqlalchemy_multitenant.migrations.batch import lock_key
@@ -187,6 +188,16 @@ def test_a_lost_epoch_is_told(harness: Harness, plain: Engine) -> None:
         connection.exec_driver_sql(f"DROP TYPE {epoch}")
     with pytest.raises(TenantNotFoundError, match="damaged"):
         harness.connection("a", names)
+
+
+def test_looking_a_tenant_up_does_not_read_all_relations(plain: Engine) -> None:
+    """There are as many of them as there are tenants, several times over."""
+    with plain.connect() as connection:
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+        lookup = f"EXPLAIN {lookup_sql('public', 'a')}"
+        plan = "\n".join(connection.execute(text(lookup)).scalars())
+    assert "Index Cond: ((relname >= 'multitenant_epoch_'" in plan
+    assert "Seq Scan" not in plan
 
 
 def test_who_may_change_the_catalog_and_nothing_else_changes_the_epoch(

@@ -44,7 +44,7 @@ class Roster:
         Raises:
             TenantSuspendedError, TenantNotFoundError: one of them is not what it was.
         """
-        if self.store is None or self.store.epoch(connection) == self.epoch:
+        if self.store is None or self.store.is_at(connection, self.epoch):
             return
         known = [(m.id, m.schema, m.status) for m in members]
         for tenant, status in self.store.differing(connection, known):

@@ -50,6 +50,13 @@ class CatalogStore:
         epoch: str | None = connection.scalar(text(installed_epoch_sql(self.shared_schema)))
         return epoch
 
+    def is_at(self, connection: Connection, epoch: str | None) -> bool:
+        """Whether the catalog is in that state now, whatever the transaction's snapshot shows."""
+        if epoch is None:
+            return False
+        name = quote_literal(qualified(self.shared_schema, epoch))
+        return bool(run_sql(connection, f"SELECT to_regclass({name}) IS NOT NULL").scalar())
+
     def install(self, connection: Connection) -> bool:
         """Install what is missing, in the connection's transaction; returns whether anything was."""
         if self.is_installed(connection):

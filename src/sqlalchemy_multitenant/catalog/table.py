@@ -13,6 +13,9 @@ from ..naming import quote_ident, quote_literal
 
 TABLE = "multitenant_tenants"
 EPOCH_PREFIX = "multitenant_epoch_"
+# A range, which the index over names serves: many tenants have many relations. A backquote comes after
+# an underscore, since names are compared byte by byte.
+_IS_EPOCH = "c.relname >= 'multitenant_epoch_' AND c.relname < 'multitenant_epoch`'"
 OWN_PREFIX = "multitenant_"
 """Relations of the toolkit's own begin so; migrations leave them alone."""
 
@@ -27,8 +30,7 @@ def epoch_sql(shared_schema: str) -> str:
     return (
         "(SELECT c.relname::text FROM pg_catalog.pg_class c "
         "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
-        f"WHERE n.nspname = {quote_literal(shared_schema)} AND c.relkind = 'c' "
-        f"AND starts_with(c.relname::text, {quote_literal(EPOCH_PREFIX)}))"
+        f"WHERE n.nspname = {quote_literal(shared_schema)} AND c.relkind = 'c' AND {_IS_EPOCH})"
     )
 
 
@@ -96,7 +98,7 @@ DECLARE
 BEGIN
     PERFORM pg_advisory_xact_lock(hashtext('multitenant epoch'), TG_RELID::int);
     SELECT c.oid INTO STRICT epoch FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = TG_TABLE_SCHEMA AND c.relkind = 'c' AND starts_with(c.relname::text, {prefix});
+        WHERE n.nspname = TG_TABLE_SCHEMA AND c.relkind = 'c' AND {_IS_EPOCH};
     IF epoch::regclass::text <> format('%I.%I', TG_TABLE_SCHEMA, next) THEN
         EXECUTE format('ALTER TYPE %s RENAME TO %I', epoch::regclass, next);
     END IF;

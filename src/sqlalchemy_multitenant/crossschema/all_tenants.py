@@ -235,7 +235,8 @@ class Asked:
     @property
     def modes(self) -> dict[str, Any]:
         """Of the transactions."""
-        return {"postgresql_readonly": self.question.is_read_only}
+        # What is checked after the tables are locked must be what is there then.
+        return {"isolation_level": "READ COMMITTED", "postgresql_readonly": self.question.is_read_only}
 
 
 def _rows(manager: TenantManager, asked: Asked, work: Work) -> Generator[Any, None, None]:
