@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
+import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -596,6 +598,33 @@ def test_a_new_tenant_takes_one_message(
     alone = [count for count in sent if count == 1]  # cleaning up after what asks beforehand, and at the end
     assert len(sent) - len(alone) == 2
     assert len(alone) <= 5
+
+
+@pytest.mark.parametrize("is_sent", [False, True])
+def test_a_connection_that_is_lost_while_a_tenant_is_created(
+    config: TenantConfig, write: Write, monkeypatch: pytest.MonkeyPatch, is_sent: bool
+) -> None:
+    """Before the message, or when the server has done all that it says."""
+    write("0001", None, FIRST)
+
+    def lose(driver: Any, messages: Any) -> Any:
+        if b"COMMIT" not in messages:
+            return send_all(driver, messages)
+        if is_sent:
+            send_all(driver, messages)
+        with socket.socket(fileno=os.dup(driver.fileno())) as its:
+            its.shutdown(socket.SHUT_RDWR)
+        return send_all(driver, messages)
+
+    with TenantManager(config) as manager:
+        manager.create_tenant("first")
+        with monkeypatch.context() as patched:
+            patched.setattr(batch, "send_all", lose)
+            with pytest.raises(ProvisioningError, match="not known whether it was created; create it again"):
+                manager.create_tenant("a")
+        assert manager.tenant_exists("a") is is_sent
+        report = manager.create_tenants(["a"])
+        assert (len(report.created), report.existing) == ((0, ("a",)) if is_sent else (1, ()))
 
 
 def test_a_server_that_is_lost_before_it_has_written_all(

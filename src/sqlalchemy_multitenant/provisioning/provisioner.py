@@ -351,7 +351,11 @@ class Provisioner:
             if others and others[0].id != tenant:
                 return TenantCollisionError(tenant, schema, others[0].id)
             return TenantExistsError(tenant)
-        return ProvisioningError(tenant, f"nothing was created: {str(said).strip()}")
+        outcome = "nothing was created"
+        if isinstance(said, psycopg.OperationalError) and sqlstate is None:
+            # The commit was sent along: it may have come through, and its answer not.
+            outcome = "the connection was lost, and it is not known whether it was created; create it again"
+        return ProvisioningError(tenant, f"{outcome}: {str(said).strip()}")
 
     # -- drop ---------------------------------------------------------------------------------------
 
