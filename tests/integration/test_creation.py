@@ -25,6 +25,7 @@ from sqlalchemy_multitenant import (
     MigrationError,
     Migrator,
     ProvisioningError,
+    Schemas,
     SpareStock,
     TenantBusyError,
     TenantConfig,
@@ -427,6 +428,24 @@ def test_two_who_keep_spares_take_turns(config: TenantConfig, write: Write) -> N
     with TenantManager(config) as one, TenantManager(config) as two, ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda manager: manager.keep_spares(3), (one, two)))
         assert one.keep_spares(3) == SpareStock(ready=3)
+
+
+def test_the_shared_schema_may_be_missing_where_there_is_no_catalog(
+    config: TenantConfig, write: Write, db: Engine
+) -> None:
+    write("0001", None, FIRST)
+    schemas_ = Schemas(tenant=config.schemas.tenant, shared_schema="common")
+    migrations = replace(config.migrations, discover=lambda: ["a"])
+    elsewhere = replace(config, schemas=schemas_, migrations=migrations)
+    with TenantManager(elsewhere) as manager:
+        assert manager.keep_spares(1).ready == 1
+        manager.create_tenant("a")
+        assert manager.keep_spares(0).discarded == 0
+    write("0002", "0001", 'op.add_column("items", sa.Column("note", sa.Text))')
+    with db.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA common CASCADE")
+    with Migrator(elsewhere) as migrator:
+        assert migrator.migrate_all().succeeded == 1
 
 
 def test_a_changed_search_path_makes_other_spares(config: TenantConfig, write: Write, db: Engine) -> None:

@@ -64,16 +64,24 @@ def installed_epoch_sql(shared_schema: str) -> str:
     )
 
 
+def make_schema_sql(name: str) -> str:
+    """A statement that makes a schema where it is missing. Not IF NOT EXISTS alone: that needs the right to
+    create schemas even where it is there."""
+    schema = quote_ident(name)
+    return (
+        f"DO $do$ BEGIN IF to_regnamespace({quote_literal(schema)}) IS NULL THEN "
+        f"EXECUTE {quote_literal('CREATE SCHEMA ' + schema)}; END IF; END $do$"
+    )
+
+
 def plan_install(shared_schema: str) -> list[str]:
     """The statements that install the catalog, each harmless where it is there already. To be run in
     one transaction under a lock, since CREATE ... IF NOT EXISTS fails when two run at once."""
-    schema, table = quote_ident(shared_schema), qualified(shared_schema, TABLE)
+    table = qualified(shared_schema, TABLE)
     bump = qualified(shared_schema, "multitenant_bump_epoch")
     prefix = quote_literal(EPOCH_PREFIX)
     return [
-        # Not IF NOT EXISTS alone: that needs the right to create schemas even where it is there.
-        f"DO $do$ BEGIN IF to_regnamespace({quote_literal(schema)}) IS NULL THEN "
-        f"EXECUTE {quote_literal('CREATE SCHEMA ' + schema)}; END IF; END $do$",
+        make_schema_sql(shared_schema),
         f"""CREATE TABLE IF NOT EXISTS {table} (
     id text PRIMARY KEY,
     status text NOT NULL DEFAULT 'active' CHECK (status IN ('active', 'suspended', 'dropped')),

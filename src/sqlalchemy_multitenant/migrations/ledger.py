@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, bindparam, text
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.types import Text
 
-from ..catalog.table import qualified
+from ..catalog.table import make_schema_sql, qualified
 from ..isolation.run import run_sql
 from ..naming import quote_literal
 from . import steps
@@ -166,7 +166,7 @@ class Ledger:
         if self.is_installed(connection):
             return
         connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('multitenant install'))"))
-        for statement in plan_install(self._shared_schema):
+        for statement in (make_schema_sql(self._shared_schema), *plan_install(self._shared_schema)):
             run_sql(connection, statement)
 
     # -- write ----------------------------------------------------------------------------------------

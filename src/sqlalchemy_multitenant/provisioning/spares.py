@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection, text
 
-from ..catalog.table import OWN_PREFIX, qualified
+from ..catalog.table import OWN_PREFIX, make_schema_sql, qualified
 from ..errors import MigrationError
 from ..isolation.run import run_sql
 from ..migrations.catalogue import CatalogueReader
@@ -36,10 +36,12 @@ class SpareStore:
     """The spare schemas, in a table of the shared schema."""
 
     def __init__(self, shared_schema: str) -> None:
+        self._shared_schema = shared_schema
         self._table = qualified(shared_schema, f"{OWN_PREFIX}spares")
 
     def install(self, connection: Connection) -> None:
         """Make the table where it is missing. To be called under a lock."""
+        run_sql(connection, make_schema_sql(self._shared_schema))
         run_sql(
             connection,
             f"CREATE TABLE IF NOT EXISTS {self._table} (schema_name text PRIMARY KEY, recipe text NOT NULL, "
