@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Annotated
 
-from fastapi import Body, FastAPI, HTTPException
+from fastapi import Body, FastAPI, HTTPException, Path
 from fastapi.responses import StreamingResponse
 from models import Plan, User
 from sqlalchemy import select
@@ -19,6 +19,10 @@ from sqlalchemy_multitenant.integrations.fastapi import (
     install_tenancy,
     no_tenant,
 )
+
+# What PostgreSQL can store: else its error would be a 500.
+NAME = r"^[^\x00]+$"
+MAX_ID = 2**31 - 1
 
 app = FastAPI(title="Shop")
 tenancy = install_tenancy(
@@ -37,14 +41,14 @@ async def users(session: AsyncTenantSession) -> list[str]:
 
 @app.post("/users", status_code=201)
 async def add_user(
-    name: Annotated[str, Body(embed=True, min_length=1)], session: AsyncTenantSession, tenant: TenantDep
+    name: Annotated[str, Body(embed=True, pattern=NAME)], session: AsyncTenantSession, tenant: TenantDep
 ) -> dict[str, str]:
     session.add(User(name=name))
     return {"tenant": tenant, "name": name}
 
 
 @app.get("/users/{user_id}")
-async def user(user_id: int, session: AsyncTenantSession) -> dict[str, int | str]:
+async def user(user_id: Annotated[int, Path(le=MAX_ID)], session: AsyncTenantSession) -> dict[str, int | str]:
     found = await session.get(User, user_id)
     if found is None:
         raise HTTPException(404, "no such user")

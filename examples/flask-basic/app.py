@@ -43,13 +43,13 @@ def users() -> list[str]:
 def add_user() -> tuple[dict[str, str], int]:
     body = request.get_json()
     name = body.get("name") if isinstance(body, dict) else None
-    if not isinstance(name, str) or not name:
+    if not isinstance(name, str) or not name or "\0" in name:
         abort(422, "a user needs a name")
     tenant_session().add(User(name=name))
     return {"tenant": current_tenant(), "name": name}, 201
 
 
-@app.get("/users/<int:user_id>")
+@app.get("/users/<int(max=2147483647):user_id>")
 def user(user_id: int) -> dict[str, int | str]:
     found = tenant_session().get(User, user_id)
     if found is None:

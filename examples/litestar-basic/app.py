@@ -6,7 +6,7 @@ from typing import Annotated
 from litestar import Litestar, get, post
 from litestar.exceptions import NotFoundException
 from litestar.logging import LoggingConfig
-from litestar.params import FromPath
+from litestar.params import PathParameter
 from litestar.response import Stream
 from models import Plan, User
 from msgspec import Meta, Struct
@@ -32,7 +32,7 @@ plugin = TenancyPlugin(
 
 
 class NewUser(Struct):
-    name: Annotated[str, Meta(min_length=1)]
+    name: Annotated[str, Meta(pattern=r"^[^\x00]+$")]
 
 
 @get("/users")
@@ -48,7 +48,9 @@ async def add_user(data: NewUser, tenant_session: AsyncTenantSession, tenant: Te
 
 
 @get("/users/{user_id:int}")
-async def user(user_id: FromPath[int], tenant_session: AsyncTenantSession) -> dict[str, int | str]:
+async def user(
+    user_id: Annotated[int, PathParameter(le=2**31 - 1)], tenant_session: AsyncTenantSession
+) -> dict[str, int | str]:
     found = await tenant_session.get(User, user_id)
     if found is None:
         raise NotFoundException("no such user")

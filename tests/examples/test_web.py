@@ -40,7 +40,9 @@ def test_the_readme(example: MakeExample, name: str) -> None:
         assert client.get("/users", headers=globex).json() == []
         assert client.get("/users/1", headers=acme).json() == {"id": 1, "name": "Ada"}
         assert client.get("/users/1", headers=globex).status_code == 404
-        assert client.post("/users", json={"name": ""}, headers=acme).status_code in (400, 422)
+        for empty in ("", "\0"):
+            assert client.post("/users", json={"name": empty}, headers=acme).status_code in (400, 422)
+        assert client.get("/users/99999999999", headers=acme).status_code in (400, 404, 422)
         assert client.get("/plans").json() == []
         missing, unknown = client.get("/users"), client.get("/users", headers=by_header("nobody"))
         assert [missing.status_code, unknown.status_code] == [400, 404]
