@@ -19,8 +19,9 @@ import os
 import secrets
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from .testing.databases import TestDatabases
 
 SERVER = "MULTITENANT_TEST_DATABASE_URL"
+
+_FOLDER = "multitenant-test-"
+_YOUNG_S = 60.0
 
 # Durability is of no use to tests.
 _SETTINGS = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
@@ -106,7 +110,8 @@ def _server(run: str) -> Iterator[str]:
     from . import devserver
 
     # Not below pytest's own folders: those are closed to the user that PostgreSQL runs as under root.
-    folder = Path(tempfile.gettempdir()) / f"multitenant-test-{run}"
+    folder = Path(tempfile.gettempdir()) / f"{_FOLDER}{run}"
+    _sweep(but=folder)
     folder.mkdir(exist_ok=True)
     folder.chmod(0o711)
     try:
@@ -115,6 +120,23 @@ def _server(run: str) -> Iterator[str]:
     finally:
         if devserver.find(folder) is None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sweep(but: Path) -> None:
+    """End the servers of runs that were killed, and remove their data. A server that has a user goes on."""
+    from . import devserver
+
+    for folder in but.parent.glob(f"{_FOLDER}*"):
+        with suppress(OSError, devserver.DevServerError):
+            # Under root, the folder is the server's user's.
+            if folder == but or folder.is_symlink() or os.getuid() not in (0, folder.stat().st_uid):
+                continue
+            if devserver.find(folder) is not None:
+                devserver.start(folder).release()
+            elif time.time() - folder.stat().st_mtime < _YOUNG_S:
+                continue  # its server is about to be started
+            if devserver.find(folder) is None:
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, create_engine, text
 
+from sqlalchemy_multitenant import devserver
 from tests.command import call, unmeasured
 
 TESTS = """
@@ -117,6 +119,24 @@ def test_workers_share_a_template(run: Run, server_url: URL) -> None:
 def test_an_embedded_server(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MULTITENANT_TEST_DATABASE_URL")
     run("-k", "rolled_back").assert_outcomes(passed=2, deselected=4)
+
+
+def test_what_a_killed_run_left_is_cleared(run: Run, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MULTITENANT_TEST_DATABASE_URL")
+    with tempfile.TemporaryDirectory(prefix="mt") as name:
+        folder = Path(name)
+        folder.chmod(0o711)
+        monkeypatch.setenv("TMPDIR", name)
+        (project / "test_killed.py").write_text(
+            "import os, signal\ndef test_killed(tenants):\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        )
+        assert run("test_killed.py").ret == -signal.SIGKILL
+        (left,) = folder.glob("multitenant-test-*")
+        assert devserver.find(left) is not None
+        with devserver.start(folder / "multitenant-test-used") as used:
+            run("-k", "rolled_back").assert_outcomes(passed=2, deselected=5)
+            assert list(folder.glob("multitenant-test-*")) == [used.data_dir]
+            used.create_database("goes_on")
 
 
 def test_models_without_revisions(run: Run, project: Path) -> None:
