@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import (
     ARRAY,
+    CHAR,
     URL,
     DateTime,
     Engine,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     Interval,
     Numeric,
     Select,
+    TypeDecorator,
     any_,
     bindparam,
     case,
@@ -39,6 +41,7 @@ from sqlalchemy import (
     select,
     table,
     text,
+    type_coerce,
     union_all,
     update,
 )
@@ -230,6 +233,35 @@ def test_rows_have_names(harness: Harness) -> None:
         assert (row.tenant, row.name, row.n) == ("b", "b1", 1)
 
 
+class Loud(TypeDecorator[str]):
+    """What a type makes of a column where it is selected, as PostGIS's types do."""
+
+    impl = SqlString
+    cache_ok = True
+
+    def column_expression(self, column: Any) -> Any:
+        return func.upper(column)
+
+
+def test_names_and_types_are_the_same_however_many_are_asked(harness: Harness) -> None:
+    loud = type_coerce(User.name, Loud())
+    statements = [
+        select(User.id, User.name),
+        select(User.id.label("x"), User.name.label("x")),
+        select(User.name.label("tenant"), loud.label("loud")),
+        select(func.pg_catalog.current_schema()).select_from(User),
+    ]
+    for statement in statements:
+        together = ask(harness, statement, tenants=["b", "e"])
+        alone = ask(harness, statement, tenants=["b"]) + ask(harness, statement, tenants=["e"])
+        assert together == alone
+        assert {row._fields for row in together} == {("tenant", *alone[0]._fields[1:])}
+    assert ask(harness, select(loud), tenants=["a", "b", "e"])[0] == ("b", "B1")
+    # What has no name gets none that the statement has.
+    (row, *_) = ask(harness, select(User.name.label("c1"), User.id + 1), tenants=["b", "e"])
+    assert (row.c1, row) == ("b1", ("b", "b1", 2))
+
+
 def test_objects_are_each_tenants_own_and_detached(harness: Harness) -> None:
     found = ask(harness, select(User, User.id).order_by(User.id))
     assert [(tenant, user.name) for tenant, user, _ in found] == loop(
@@ -309,7 +341,7 @@ class TestMeanwhile:
             (
                 'ALTER SCHEMA tenant_b RENAME TO gone; ALTER SCHEMA "tenant_Two.Words" RENAME TO tenant_b; '
                 "UPDATE multitenant_tenants SET schema_name = 'gone' WHERE id = 'b'",
-                TenantNotFoundError,
+                TenantQueryError,
             ),
             ("DELETE FROM multitenant_tenants WHERE id = 'b'", TenantNotFoundError),
         ],
@@ -329,6 +361,34 @@ class TestMeanwhile:
         rows = [answer for answer in answers if not isinstance(answer, TenantError)]
         assert {row[0] for row in rows} == {"c-1", "e"}
         assert all(row[1].startswith(row[0]) for row in rows)
+
+    def test_a_status_that_does_not_matter(self, make_harness_: MakeHarness, plain: Engine) -> None:
+        changes = iter(["suspended", "active"] * 2)
+
+        def in_between(_query: CrossTenantQuery) -> None:
+            with plain.begin() as connection:
+                connection.exec_driver_sql(
+                    f"UPDATE multitenant_tenants SET status = '{next(changes)}' WHERE id = 'b'"
+                )
+
+        harness = make_harness_(hooks=Hooks(on_cross_tenant_query=in_between))
+        for statement in (select(User.name), text("SELECT name FROM users")):
+            for _ in range(2):
+                assert "b" in {row[0] for row in ask(harness, statement, where_status=None)}
+
+    def test_one_that_has_moved_is_not_passed_over(self, make_harness_: MakeHarness, plain: Engine) -> None:
+        def in_between(_query: CrossTenantQuery) -> None:
+            with plain.begin() as connection:
+                connection.exec_driver_sql("ALTER SCHEMA tenant_b RENAME TO moved")
+                connection.exec_driver_sql("CREATE SCHEMA tenant_b")
+                connection.exec_driver_sql("CREATE TABLE tenant_b.users AS TABLE moved.users")
+                connection.exec_driver_sql(
+                    "UPDATE multitenant_tenants SET schema_name = 'moved' WHERE id = 'b'"
+                )
+
+        harness = make_harness_(hooks=Hooks(on_cross_tenant_query=in_between))
+        with pytest.raises(TenantQueryError, match="ask again"):
+            ask(harness, select(User.name))
 
     def test_one_that_was_not_named_is_passed_over(self, make_harness_: MakeHarness, plain: Engine) -> None:
         def in_between(_query: CrossTenantQuery) -> None:
@@ -620,10 +680,16 @@ class TestWrites:
                 )
 
         harness = make_harness_(hooks=Hooks(on_cross_tenant_query=in_between))
-        with pytest.raises(TenantNotFoundError):
+        with pytest.raises(TenantQueryError, match="ask again"):
             ask(harness, delete(Note), read_only=False, tenants=["b"])
         with plain.connect() as connection:
             assert connection.scalar(text("SELECT count(*) FROM tenant_b.notes")) == 2
+
+
+def test_types_that_have_a_length_are_added_up(harness: Harness) -> None:
+    padded = cast(User.name, CHAR(5))
+    found = total(harness, select(padded, func.count()).select_from(User).group_by(padded).order_by(padded))
+    assert [tuple(row) for row in found][:2] == [("Two.W", 3), ("b1   ", 1)]
 
 
 class TestLimits:

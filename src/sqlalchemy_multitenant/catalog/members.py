@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, Engine, text
 
 from ..config import TenantConfig
-from ..errors import TenantNotFoundError, TenantSuspendedError
+from ..errors import TenantNotFoundError, TenantQueryError, TenantSuspendedError
 from ..naming import SchemaName, TenantId, parse_tenant_id, path_sql
 from .claims import SchemaClaims, call_discover
 from .records import TenantStatus
@@ -32,26 +32,31 @@ class Roster:
         members: all of them, suspended ones included, in a stable order.
         store: the catalog that they were read from; None where `discover` named them.
         epoch: the catalog's, of no later than that moment; None where there are none.
+        any_status: whether it is all the same if one is suspended or activated since.
     """
 
     members: list[Member]
     store: CatalogStore | None = None
     epoch: str | None = None
+    any_status: bool = False
 
     def check(self, connection: Connection, members: Sequence[Member]) -> None:
         """Make sure that the catalog still has `members` as they are here.
 
         Raises:
             TenantSuspendedError, TenantNotFoundError: one of them is not what it was.
+            TenantQueryError: it is there, but it is to be asked again.
         """
         if self.store is None or self.store.is_at(connection, self.epoch):
             return
         known = [(m.id, m.schema, m.status) for m in members]
-        for tenant, status in self.store.differing(connection, known):
-            if status is TenantStatus.SUSPENDED:
+        for tenant, status, is_moved in self.store.differing(connection, known):
+            if status in (None, TenantStatus.DROPPED):
+                raise TenantNotFoundError(tenant)
+            if status is TenantStatus.SUSPENDED and not self.any_status:
                 raise TenantSuspendedError(tenant)
-            is_gone = status in (None, TenantStatus.DROPPED)
-            raise TenantNotFoundError(tenant, None if is_gone else "it has changed meanwhile; ask again")
+            if is_moved or not self.any_status:
+                raise TenantQueryError(tenant, "it has changed meanwhile; ask again")
 
 
 class Membership:

@@ -95,22 +95,26 @@ class CatalogStore:
 
     def differing(
         self, connection: Connection, known: Sequence[tuple[TenantId, SchemaName, TenantStatus]]
-    ) -> Sequence[tuple[TenantId, TenantStatus | None]]:
-        """Those whose schema or status is not what is known of them, with their status; None: no record."""
+    ) -> Sequence[tuple[TenantId, TenantStatus | None, bool]]:
+        """Those whose schema or status is not what is known of them: with their status, None where there is
+        no record, and whether they have another schema."""
         statement = text(
-            "SELECT u.id, t.status FROM json_to_recordset(CAST(:known AS json)) "
+            "SELECT u.id, t.status, t.schema_name IS DISTINCT FROM u.schema "
+            "FROM json_to_recordset(CAST(:known AS json)) "
             f"AS u(id text, status text, schema text) LEFT JOIN {self._table} AS t ON t.id = u.id "
             "WHERE (t.status, t.schema_name) IS DISTINCT FROM (u.status, u.schema)"
         )
         rows = [{"id": id_, "schema": schema, "status": status.value} for id_, schema, status in known]
         found = connection.execute(statement, {"known": json.dumps(rows)}).all()
-        return [(TenantId(id_), status and TenantStatus(status)) for id_, status in found]
+        return [(TenantId(id_), status and TenantStatus(status), moved) for id_, status, moved in found]
 
     def add_sql(self, tenant: TenantId, schema: SchemaName, metadata: Mapping[str, Any]) -> str:
         """A statement that records a new tenant, or one that was dropped and comes again. It returns the
         row for `to_record`, or none where the id is taken; it fails where another tenant has the schema, and
         waits where another transaction is adding the same id or schema."""
-        values = ", ".join(map(quote_literal, (tenant, schema, json.dumps(dict(metadata)))))
+        values = ", ".join(
+            map(quote_literal, (tenant, schema, json.dumps(dict(metadata), ensure_ascii=False)))
+        )
         return (
             f"INSERT INTO {self._table} AS t (id, schema_name, metadata) VALUES ({values}) "
             "ON CONFLICT (id) DO UPDATE SET status = 'active', schema_name = excluded.schema_name, "

@@ -278,6 +278,6 @@ def _types_of(connection: Connection, statement: Any, params: dict[str, Any]) ->
         described: Any = result.cursor
         oids = [int(column[1]) for column in described.description]
     names = text(
-        "SELECT format_type(o, NULL) FROM unnest(CAST(:oids AS oid[])) WITH ORDINALITY AS u(o, n) ORDER BY n"
+        "SELECT format_type(o, -1) FROM unnest(CAST(:oids AS oid[])) WITH ORDINALITY AS u(o, n) ORDER BY n"
     )
     return tuple(connection.execute(names, {"oids": oids}).scalars())

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, closing
+from dataclasses import replace
 from typing import Any, Literal, TypedDict, TypeVarTuple, Unpack, cast, overload
 
 from sqlalchemy import Connection, Executable
@@ -220,7 +221,7 @@ class Asked:
 
     def choose(self, roster: Roster) -> tuple[list[Member], list[TenantError]]:
         """Whom to ask, and who cannot be asked; has the audit told."""
-        self.question.roster = roster
+        self.question.roster = replace(roster, any_status=self.status is None)
         chosen, errors = choose(roster.members, self.tenants, self.status)
         dialect = postgresql.dialect(paramstyle="named")
         sql = str(self.question.statement.compile(dialect=dialect))  # type: ignore[attr-defined]

@@ -126,8 +126,7 @@ class Question:
             with closing(connection.execute(statement, self.params, execution_options=options)) as result:
                 # The tables are locked now: what the catalog says of their schemas can no longer change.
                 self.roster.check(connection, unit)
-                columns = len(self.together.names)
-                yield from result.columns(columns, *range(columns)).partitions(self.batch)
+                yield from result.partitions(self.batch)
             return
         params = dict(self.params)
         if isinstance(self.statement, UpdateBase) and not self.statement._returning:

@@ -24,9 +24,9 @@ from sqlalchemy import (
     TableClause,
     Text,
     TextClause,
-    TextualSelect,
     column,
     literal_column,
+    select,
 )
 from sqlalchemy.dialects.postgresql import REGCLASS
 from sqlalchemy.ext.compiler import compiles
@@ -89,16 +89,18 @@ class TenantSelect:
         names = [None if key.startswith("_no_label") else key for key in columns.keys()]  # noqa: SIM118
         return cls(statement, tuple(names), tuple(c.type for c in columns), schemas)
 
-    def rows_of(self, tenants: Sequence[Member]) -> TextualSelect:
-        """The statement that asks `tenants`: rows of the columns and, last, the tenant's id, tenant by
-        tenant."""
-        columns: list[Any] = [
-            column(f"c{at}" if name is None else name, type_)
-            for at, (name, type_) in enumerate(zip(self.names, self.types, strict=True))
+    def rows_of(self, tenants: Sequence[Member]) -> Select[*tuple[Any, ...]]:
+        """The statement that asks `tenants`: rows of the tenant's id and the columns, tenant by tenant.
+
+        The server takes a sixth less for the union itself; but this gives the rows their names, and the
+        columns what their types make of them (https://docs.sqlalchemy.org/en/21/core/custom_types.html).
+        """
+        rows = self.union_of(tenants)
+        labelled = [
+            rows.c[f"c{at}"] if name is None else rows.c[f"c{at}"].label(name)
+            for at, name in enumerate(self.names)
         ]
-        # Not a SELECT from the union, which takes the server a sixth longer.
-        union: Any = _Union(self, tenants, None)
-        return TextualSelect(union, [*columns, column("tenant", Text())], positional=True)
+        return select(rows.c.tenant, *labelled)
 
     def union_of(self, tenants: Sequence[Member], so_far: Any = None) -> TableValuedAlias:
         """The rows of `tenants` as a table with the columns `tenant`, `c0`, `c1` and so on.
@@ -157,7 +159,7 @@ def _is_found_by_path(part: Any, schemas: Schemas) -> bool:
         return part.schema is None
     if isinstance(part, FunctionElement):
         packages = getattr(part, "packagenames", ())
-        return function_name(part) not in BUILTINS if not packages else packages != ("pg_catalog",)
+        return function_name(part) not in BUILTINS or packages not in ((), ("pg_catalog",))
     if isinstance(part, elements.ColumnClause) and not isinstance(part, Column):
         return part.is_literal and part.name != "*" and not part.name.isdigit()
     is_cast = isinstance(part, elements.Cast | elements.TypeCoerce)

@@ -380,6 +380,7 @@ class _Application:
             self._forget_transaction()
             settings = settings_sql(self._to.search_path, self._timeouts, local=False)
             send_all(self._driver, [settings.encode()])
+        transaction = self._transaction_id() if in_transaction else ""
         self._observed(
             revision,
             lambda: self._history.run_online(
@@ -391,6 +392,20 @@ class _Application:
                 is_unused=is_unused,
             ),
         )
+        if in_transaction and (self._is_idle() or self._transaction_id() != transaction):
+            raise MigrationError(
+                "the revision has ended the transaction by itself: what came before may stay, and nothing "
+                "that comes after it was run. Take its commit or rollback out",
+                self._to.tenant,
+                revision,
+            )
+
+    def _is_idle(self) -> bool:
+        return self._driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+
+    def _transaction_id(self) -> str:
+        (result,) = send_all(self._driver, [b"SELECT pg_catalog.pg_current_xact_id()::text"])
+        return str(result.get_value(0, 0))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

@@ -19,6 +19,8 @@ from .plan import Statement, Timeouts
 
 _GUARD = re.compile(r"multitenant:(?P<name>[a-z]+):")
 
+_INVALID_TEXT = "22P02"
+
 SHOWN = 500
 """How many characters of a failing statement its error shows."""
 
@@ -57,6 +59,8 @@ def guard_sql(condition: str, name: str) -> str:
 
 def failed_guard(error: BaseException) -> str | None:
     """The name of the guard whose error it is, or None."""
+    if getattr(error, "sqlstate", None) != _INVALID_TEXT:  # a name in another error may look like it
+        return None
     match = _GUARD.search(str(error))
     return None if match is None else match["name"]
 

@@ -216,6 +216,11 @@ class Ledger:
             f"revisions_after, attempts, retries, duration_ms, sql_hash) VALUES ({', '.join(values)})"
         )
 
+    def find_done(self, connection: Connection, run: int) -> set[str]:
+        """The tenants that a run has brought to where they were to be, as their own transactions say."""
+        statement = text(f"SELECT tenant FROM {self._results} WHERE run_id = :run AND state = :done")
+        return set(connection.scalars(statement, {"run": run, "done": MigrationState.DONE.value}))
+
     def add_failures(
         self, connection: Connection, run: int, failures: Iterable[tuple[str, TenantResult]]
     ) -> None:

@@ -332,7 +332,8 @@ class Migrator(Project):
             journal = LedgerJournal(self.ledger, self.engine, run)
             if result.error is not None:
                 journal.failed(to, result)
-            journal.end([result], None)
+            for lost in journal.end([result], None):
+                result = lost
         self._note_sources([result], self.shared_history)
         if result.error is not None:
             raise result.error

@@ -7,11 +7,12 @@ import random
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sqlalchemy import Engine
 
+from ..errors import MigrationError
 from .ledger import Ledger, RunState
 from .options import RunOptions
 from .plan import Destination, Heads
@@ -45,7 +46,7 @@ class Job:
 class Journal(Protocol):
     """Keeps what happens in a run."""
 
-    def end(self, results: Sequence[TenantResult], reason: str | None) -> None: ...
+    def end(self, results: Sequence[TenantResult], reason: str | None) -> Sequence[TenantResult]: ...
     def failed(self, to: Destination, result: TenantResult) -> None: ...
 
 
@@ -75,8 +76,24 @@ class LedgerJournal:
         self._unwritten.clear()
         return True
 
-    def end(self, results: Sequence[TenantResult], reason: str | None) -> None:
-        """The run is over."""
+    def end(self, results: Sequence[TenantResult], reason: str | None) -> Sequence[TenantResult]:
+        """The run is over. Tenants' commits do not wait for the disk, and this one does: what the server has
+        forgotten of them, since it was lost in between, is returned as failures."""
+        done = [result for result in results if result.state is MigrationState.DONE]
+        try:
+            self._end(results, reason)
+            with self._engine.connect() as connection:
+                kept = self._ledger.find_done(connection, self.run)
+            lost = [_as_lost(result) for result in done if result.tenant not in kept]
+            if lost:
+                by_tenant = {result.tenant: result for result in [*results, *lost]}
+                self._end(list(by_tenant.values()), reason)
+        except Exception:
+            logger.warning("the end of run %s could not be written", self.run, exc_info=True)
+            return [_as_lost(result) for result in done]
+        return lost
+
+    def _end(self, results: Sequence[TenantResult], reason: str | None) -> None:
         counts = {
             "succeeded": sum(r.state is MigrationState.DONE for r in results),
             "failed": sum(r.state is MigrationState.FAILED for r in results),
@@ -84,12 +101,17 @@ class LedgerJournal:
         }
         state = RunState.FAILED if counts["failed"] else RunState.DONE
         state = RunState.STOPPED if reason else state
-        try:
-            with self._lock, self._engine.begin() as connection:
-                self._ledger.add_failures(connection, self.run, self._unwritten)
-                self._ledger.end_run(connection, self.run, state, counts, reason)
-        except Exception:
-            logger.warning("the end of run %s could not be written", self.run, exc_info=True)
+        with self._lock, self._engine.begin() as connection:
+            self._ledger.add_failures(connection, self.run, self._unwritten)
+            self._ledger.end_run(connection, self.run, state, counts, reason)
+        self._unwritten.clear()
+
+
+def _as_lost(result: TenantResult) -> TenantResult:
+    error = MigrationError(
+        "the server was lost before it was surely on the disk; migrate it again", result.tenant
+    )
+    return replace(result, state=MigrationState.FAILED, end=result.start, applied=(), error=error)
 
 
 class FleetRun:
@@ -143,7 +165,8 @@ class FleetRun:
                     tenant=job.to.name, state=MigrationState.SKIPPED, start=job.start, end=job.start
                 )
                 self.results.setdefault(job.to.name, skipped)
-            self._journal.end(list(self.results.values()), self.stopped)
+            for lost in self._journal.end(list(self.results.values()), self.stopped):
+                self.results[lost.tenant] = lost
 
     def _drain(self, jobs: Sequence[Job]) -> None:
         self._queue = WorkQueue(jobs, self._do, self._options.concurrency)

@@ -20,15 +20,16 @@ from .ledger import Ledger
 from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .report import MigrationState, TenantResult
 
+LOST = "lost connection"
 RETRIED_SQLSTATES = {
     "55P03": "lock timeout",
     "40P01": "deadlock",
     "40001": "serialization failure",
-    "57P01": "lost connection",
-    "57P02": "lost connection",
-    "57P03": "lost connection",
-    "08006": "lost connection",
-    "08003": "lost connection",
+    "57P01": LOST,
+    "57P02": LOST,
+    "57P03": LOST,
+    "08006": LOST,
+    "08003": LOST,
 }
 """What trying again may help against (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
 
@@ -159,7 +160,7 @@ def transient_reason(error: BaseException) -> str | None:
     while seen is not None:
         if isinstance(seen, psycopg.Error):
             if isinstance(seen, psycopg.OperationalError) and seen.sqlstate is None:
-                return "lost connection"
+                return LOST
             return RETRIED_SQLSTATES.get(seen.sqlstate or "")
         seen = seen.__cause__
     return None

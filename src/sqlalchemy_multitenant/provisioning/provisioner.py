@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import random
+import re
+import time
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from ..catalog.members import Member, Membership, Roster
 from ..catalog.records import TenantRecord, TenantStatus
 from ..catalog.store import to_record
+from ..catalog.table import TABLE
 from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
 from ..engines.pipeline import StatementError
@@ -37,6 +41,7 @@ from ..migrations.batch import Batch, failed_guard, guard_sql, lock_key, setting
 from ..migrations.history import dialect_of
 from ..migrations.plan import Destination, Timeouts
 from ..migrations.queue import WorkQueue
+from ..migrations.runner import LOST, MAX_ATTEMPTS, transient_reason
 from ..naming import SchemaName, TenantId, parse_tenant_id, parse_tenant_ids, quote_ident
 from .archive import write_archive
 from .builder import SchemaBuilder
@@ -47,6 +52,8 @@ from .spares import SPARE_PREFIX, SpareStock, SpareStore, spare_name
 
 _TAKEN = "taken"
 """The guard of an id that is to be a new one."""
+
+_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 _DUPLICATE_SCHEMA, _UNIQUE_VIOLATION, _LOCK_NOT_AVAILABLE = "42P06", "23505", "55P03"
 
@@ -134,8 +141,7 @@ class Provisioner:
                 to, spares = names[tenant], has_spares
                 return tenant, self._create(engine, tenant, to, recipe, seed=seed, spares=spares, waits=False)
             except TenantExistsError as error:
-                # It may be that only the schema is there, with nobody's data.
-                return tenant, None if self.exists(tenant) else error
+                return tenant, self._unless_existing(tenant, error)
             except Exception as error:
                 return tenant, error
 
@@ -146,21 +152,41 @@ class Provisioner:
                 if on_progress is not None:
                     on_progress(tenant, result if isinstance(result, BaseException) else None)
         finally:
-            lost = self._wait_for_disk()
+            kept = self._wait_for_disk(
+                [record for record in made.values() if isinstance(record, TenantRecord)]
+            )
             engine.dispose()
-        if lost is not None:
-            made = {tenant: _as_lost(tenant, result, lost) for tenant, result in made.items()}
-        return CreationReport.of({tenant: made[tenant] for tenant in wanted})
+        return CreationReport.of({tenant: _unless_lost(tenant, made[tenant], kept) for tenant in wanted})
 
-    def _wait_for_disk(self) -> DBAPIError | None:
+    def _unless_existing(self, tenant: TenantId, error: TenantExistsError) -> Exception | None:
+        """The error of a tenant that was to be created; None where it is there, and not its schema alone,
+        with nobody's data."""
+        try:
+            if not self.members.uses_catalog:
+                self.list()  # the ids that the application lists now have the first claim to their schemas
+            self.get(tenant)
+        except (TenantNotFoundError, InvalidTenantIdError):
+            return error
+        except Exception as other:
+            return other
+        return None
+
+    def _wait_for_disk(self, records: Sequence[TenantRecord]) -> Container[SchemaName | None]:
         """Commit something and wait until that is on the disk, and so all that was committed before it
-        (https://www.postgresql.org/docs/current/wal-async-commit.html); returns what it failed with."""
+        (https://www.postgresql.org/docs/current/wal-async-commit.html). Returns which schemas of `records`
+        are there then: a server that came up again meanwhile may have forgotten some."""
+        if not records:
+            return ()
+        names = text(
+            "SELECT nspname FROM pg_catalog.pg_namespace WHERE nspname = ANY(CAST(:names AS text[]))"
+        )
         try:
             with self.engine.begin() as connection:
                 connection.execute(text("SELECT pg_logical_emit_message(true, 'multitenant', '')"))
-        except DBAPIError as error:
-            return error
-        return None
+            with self.engine.connect() as connection:
+                return set(connection.scalars(names, {"names": [record.schema for record in records]}))
+        except DBAPIError:
+            return ()
 
     def _schema(self, tenant: TenantId, override: str | None) -> SchemaName:
         if override is None:
@@ -174,18 +200,24 @@ class Provisioner:
     def _prepare(self, tenant: str, count: int = 1) -> Recipe:
         """What has to be done before a transaction begins: to compile takes a connection as well."""
         if self.members.uses_catalog:
-            self._install()
+            self._install(tenant)
         else:
             self.list()  # the ids that the application lists have the first claim to their schemas
         recipe = self._builder.recipe(tenant)
         self._builder.prepare(recipe, count)
         return recipe
 
-    def _install(self) -> None:
+    def _install(self, tenant: str) -> None:
         if self._installed:
             return
-        with self.engine.begin() as connection:
-            self.members.store.install(connection)
+        try:
+            with self.engine.begin() as connection:
+                self.members.store.install(connection)
+        except DBAPIError as error:
+            schema = self.config.schemas.shared_schema
+            raise ProvisioningError(
+                tenant, f"nothing was created: the catalog cannot be made in {schema!r}: {error.orig}".strip()
+            ) from error
         self._installed = True
 
     def _create(
@@ -200,18 +232,43 @@ class Provisioner:
         spares: bool = True,
         waits: bool = True,
     ) -> TenantRecord:
-        """Create one tenant, over a connection of `engine`.
+        """Create one tenant, over a connection of `engine`; try again where others were in the way, and no
+        seed has been called.
 
         Args:
             spares: whether there may be any.
             waits: whether the commit waits for the disk; else see `_wait_for_disk`.
         """
+        for attempt in range(1, MAX_ATTEMPTS + 1):
+            try:
+                return self._try(engine, tenant, schema, recipe, metadata, seed, spares, waits)
+            except ProvisioningError as error:
+                reason = transient_reason(error)
+                if seed is not None or reason in (None, LOST) or attempt == MAX_ATTEMPTS:
+                    raise
+            time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311 - no secret
+        raise AssertionError
+
+    def _try(
+        self,
+        engine: Engine,
+        tenant: TenantId,
+        schema: SchemaName,
+        recipe: Recipe,
+        metadata: Mapping[str, Any] | None,
+        seed: Seed | None,
+        spares: bool,
+        waits: bool,
+    ) -> TenantRecord:
         path = self.config.schemas.search_path(schema)
         records = [TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)]
+        timeouts = Timeouts.of(self.config)
         try:
             with engine.begin() as connection:
                 # All that can goes in one message: nothing else costs a new tenant as much as round trips.
                 batch = Batch.within(connection, tenant)
+                # Before anything that may wait for others.
+                batch.add(f"SET LOCAL lock_timeout = {max(round(timeouts.lock_s * 1000), 1)}")
                 if not waits:
                     batch.add("SET LOCAL synchronous_commit = off")
                 if self.members.uses_catalog:
@@ -223,13 +280,18 @@ class Provisioner:
                     to = Destination(tenant, schema, path, tenant)
                     self._builder.make(connection, recipe, to, batch, commits=seed is None)
                 if seed is not None:
-                    run_sql(connection, settings_sql(path, Timeouts.of(self.config)))
+                    run_sql(connection, settings_sql(path, timeouts))
                     run_seed(connection, seed, tenant)
             return records[-1]
-        except MigrationError as error:
-            raise ProvisioningError(tenant, f"nothing was created: {error}") from error
-        except (DBAPIError, StatementError, psycopg.Error) as error:
-            raise self._explain(error, tenant, schema) from error
+        except TenantCollisionError:
+            raise
+        except BaseException as error:
+            self.members.claims.forget(schema)  # it may be another's; whose it is will be learned anew
+            if isinstance(error, MigrationError):
+                raise ProvisioningError(tenant, f"nothing was created: {error}") from error
+            if isinstance(error, DBAPIError | StatementError | psycopg.Error):
+                raise self._explain(error, tenant, schema) from error
+            raise
 
     def _record(
         self,
@@ -260,7 +322,7 @@ class Provisioner:
             )
         name = self._schema(parsed, schema)
         _check_metadata(metadata)
-        self._install()
+        self._install(parsed)
         try:
             with self.engine.begin() as connection:
                 records: list[TenantRecord] = []
@@ -345,7 +407,9 @@ class Provisioner:
                 f"schema {schema!r} exists already, with data that belongs to no tenant of the catalog; "
                 "nothing was changed. Drop or rename the schema, or choose another id",
             )
-        if sqlstate == _UNIQUE_VIOLATION:
+        # A revision's rows, or a seed's, may be none of the catalog's business.
+        is_catalogs = getattr(getattr(said, "diag", None), "table_name", None) in (TABLE, "pg_namespace")
+        if sqlstate == _UNIQUE_VIOLATION and is_catalogs:
             with self.engine.connect() as connection:
                 others = [m for m in self.members.list(connection) if m.schema == schema]
             if others and others[0].id != tenant:
@@ -473,20 +537,21 @@ class Provisioner:
             self.members.store.set_status(connection, parsed, wanted)
 
 
-def _as_lost(
-    tenant: TenantId, result: TenantRecord | BaseException | None, error: DBAPIError
+def _unless_lost(
+    tenant: TenantId, result: TenantRecord | BaseException | None, kept: Container[SchemaName | None]
 ) -> TenantRecord | BaseException | None:
-    """What becomes of a creation that the server may forget."""
-    if not isinstance(result, TenantRecord):
+    """What a creation came to, where these are the schemas that the server has kept."""
+    if not isinstance(result, TenantRecord) or result.schema in kept:
         return result
-    reason = f"the server was lost before it was surely on the disk; create it again: {error.orig}"
-    lost = ProvisioningError(tenant, reason.strip())
-    lost.__cause__ = error
-    return lost
+    return ProvisioningError(tenant, "the server was lost before it was surely on the disk; create it again")
 
 
 def _check_metadata(metadata: Mapping[str, Any] | None) -> None:
+    """What PostgreSQL's JSON cannot hold either: NaN, NUL, half of a surrogate pair."""
     try:
-        json.dumps(dict(metadata or {}))
+        document = json.dumps(dict(metadata or {}), allow_nan=False, ensure_ascii=False)
+        document.encode()
+        if _NUL.search(document):
+            raise ValueError("a NUL character")
     except (TypeError, ValueError) as error:
         raise ConfigurationError("metadata", metadata, f"a dict that JSON can hold: {error}") from error

@@ -77,9 +77,18 @@ def _transaction_id(connection: Connection) -> object:
 
 
 def _has_ended(connection: Connection, before: object) -> bool:
+    """Whether the transaction is not the one that it was. Where there was an error, another may have begun
+    since: it is rolled back, to see."""
+    if connection.invalidated:
+        return False  # lost, and with it what was not committed
     driver: psycopg.Connection[Any] = connection.connection.driver_connection  # type: ignore[assignment]
+    if driver.closed:
+        return False
     status = driver.info.transaction_status
     if status == psycopg.pq.TransactionStatus.INERROR:
-        return False
+        driver.rollback()
+        told = driver.execute("SELECT pg_xact_status(%s::text::xid8)", (before,)).fetchone()
+        driver.rollback()
+        return told is not None and told[0] == "committed"
     ended = not connection.in_transaction() or status != psycopg.pq.TransactionStatus.INTRANS
     return ended or _transaction_id(connection) != before
