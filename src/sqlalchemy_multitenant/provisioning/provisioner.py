@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import random
 import re
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import cached_property
@@ -13,49 +11,40 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import psycopg
-from sqlalchemy import URL, Connection, Engine, text
+from sqlalchemy import URL, Engine, text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.exc import DBAPIError
 
 from ..catalog.members import Member, Membership, Roster
 from ..catalog.records import TenantRecord, TenantStatus
-from ..catalog.store import to_record
-from ..catalog.table import TABLE
 from ..config import TenantConfig
 from ..engines.admin import make_admin_engine
 from ..engines.pipeline import StatementError
 from ..errors import (
     ConfigurationError,
     InvalidTenantIdError,
-    MigrationError,
-    MultitenantError,
     ProvisioningError,
     TenantBusyError,
-    TenantCollisionError,
     TenantExistsError,
     TenantNotFoundError,
 )
 from ..isolation.run import run_sql
-from ..migrations.batch import Batch, failed_guard, guard_sql, lock_key, settings_sql
+from ..migrations.batch import Batch, lock_key, settings_sql
 from ..migrations.history import dialect_of
 from ..migrations.plan import Destination, Timeouts
 from ..migrations.queue import WorkQueue
-from ..migrations.runner import LOST, MAX_ATTEMPTS, transient_reason
 from ..naming import SchemaName, TenantId, parse_tenant_id, parse_tenant_ids, quote_ident
 from .archive import write_archive
 from .builder import SchemaBuilder
+from .creator import Creator
 from .recipe import Recipe
 from .report import CreationReport
-from .seed import Seed, check_seed, run_seed
+from .seed import Seed, check_seed
 from .spares import SPARE_PREFIX, SpareStock, SpareStore, spare_name
-
-_TAKEN = "taken"
-"""The guard of an id that is to be a new one."""
 
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
-_DUPLICATE_SCHEMA, _UNIQUE_VIOLATION, _LOCK_NOT_AVAILABLE = "42P06", "23505", "55P03"
+_LOCK_NOT_AVAILABLE = "55P03"
 
 
 class Provisioner:
@@ -70,6 +59,7 @@ class Provisioner:
         self._closed = False
         self._builder = SchemaBuilder(config, url, self.members, lambda: self.engine, lambda: self._dialect)
         self._spares = SpareStore(config.schemas.shared_schema)
+        self._creator = Creator(config, self.members, self._builder, self._spares, lambda: self.engine)
         self._installed = False
 
     @property
@@ -112,7 +102,7 @@ class Provisioner:
         _check_metadata(metadata)
         check_seed(seed)
         recipe = self._prepare(parsed)
-        return self._create(self.engine, parsed, name, recipe, metadata=metadata, seed=seed)
+        return self._creator.create(self.engine, parsed, name, recipe, metadata=metadata, seed=seed)
 
     def create_many(
         self,
@@ -138,8 +128,9 @@ class Provisioner:
 
         def work(tenant: TenantId) -> tuple[TenantId, TenantRecord | BaseException | None]:
             try:
-                to, spares = names[tenant], has_spares
-                return tenant, self._create(engine, tenant, to, recipe, seed=seed, spares=spares, waits=False)
+                into = (engine, tenant, names[tenant], recipe)
+                made = self._creator.create(*into, seed=seed, spares=has_spares, waits=False)
+                return tenant, made
             except TenantExistsError as error:
                 return tenant, self._unless_existing(tenant, error)
             except Exception as error:
@@ -220,97 +211,6 @@ class Provisioner:
             ) from error
         self._installed = True
 
-    def _create(
-        self,
-        engine: Engine,
-        tenant: TenantId,
-        schema: SchemaName,
-        recipe: Recipe,
-        *,
-        metadata: Mapping[str, Any] | None = None,
-        seed: Seed | None,
-        spares: bool = True,
-        waits: bool = True,
-    ) -> TenantRecord:
-        """Create one tenant, over a connection of `engine`; try again where others were in the way, and no
-        seed has been called.
-
-        Args:
-            spares: whether there may be any.
-            waits: whether the commit waits for the disk; else see `_wait_for_disk`.
-        """
-        for attempt in range(1, MAX_ATTEMPTS + 1):
-            try:
-                return self._try(engine, tenant, schema, recipe, metadata, seed, spares, waits)
-            except ProvisioningError as error:
-                reason = transient_reason(error)
-                if seed is not None or reason in (None, LOST) or attempt == MAX_ATTEMPTS:
-                    raise
-            time.sleep(random.uniform(0, 0.05 * 2**attempt))  # noqa: S311 - no secret
-        raise AssertionError
-
-    def _try(
-        self,
-        engine: Engine,
-        tenant: TenantId,
-        schema: SchemaName,
-        recipe: Recipe,
-        metadata: Mapping[str, Any] | None,
-        seed: Seed | None,
-        spares: bool,
-        waits: bool,
-    ) -> TenantRecord:
-        path = self.config.schemas.search_path(schema)
-        records = [TenantRecord(id=tenant, status=TenantStatus.ACTIVE, schema=schema)]
-        timeouts = Timeouts.of(self.config)
-        try:
-            with engine.begin() as connection:
-                # All that can goes in one message: nothing else costs a new tenant as much as round trips.
-                batch = Batch.within(connection, tenant)
-                # Before anything that may wait for others.
-                batch.add(f"SET LOCAL lock_timeout = {max(round(timeouts.lock_s * 1000), 1)}")
-                if not waits:
-                    batch.add("SET LOCAL synchronous_commit = off")
-                if self.members.uses_catalog:
-                    # First, so that a second creation of the same id waits here and then finds it taken.
-                    self._record(batch, tenant, schema, metadata or {}, records)
-                else:
-                    self.members.claims.grant(tenant, schema)
-                if not (spares and self._take_spare(connection, recipe, schema, batch)):
-                    to = Destination(tenant, schema, path, tenant)
-                    self._builder.make(connection, recipe, to, batch, commits=seed is None)
-                if seed is not None:
-                    run_sql(connection, settings_sql(path, timeouts))
-                    run_seed(connection, seed, tenant)
-            return records[-1]
-        except TenantCollisionError:
-            raise
-        except BaseException as error:
-            self.members.claims.forget(schema)  # it may be another's; whose it is will be learned anew
-            if isinstance(error, MigrationError):
-                raise ProvisioningError(tenant, f"nothing was created: {error}") from error
-            if isinstance(error, DBAPIError | StatementError | psycopg.Error):
-                raise self._explain(error, tenant, schema) from error
-            raise
-
-    def _record(
-        self,
-        batch: Batch,
-        tenant: TenantId,
-        schema: SchemaName,
-        metadata: Mapping[str, Any],
-        records: list[TenantRecord],
-    ) -> None:
-        """Have the tenant put into the catalog; its record is appended to `records` when that is done."""
-        added = self.members.store.add_sql(tenant, schema, metadata)
-        is_new = guard_sql("added.id IS NOT NULL", _TAKEN)
-        # One row, always: where none was added, the guard must be evaluated nevertheless.
-        rows = f"SELECT added.*, {is_new} FROM (VALUES (1)) AS one LEFT JOIN added ON true"
-        batch.add(
-            f"WITH added AS ({added}) {rows}",
-            read=lambda found: records.extend(to_record(row[:-1]) for row in found),
-        )
-
     def adopt(
         self, tenant: str, *, schema: str | None = None, metadata: Mapping[str, Any] | None = None
     ) -> TenantRecord:
@@ -327,28 +227,16 @@ class Provisioner:
             with self.engine.begin() as connection:
                 records: list[TenantRecord] = []
                 batch = Batch.within(connection, parsed)
-                self._record(batch, parsed, name, metadata or {}, records)
+                self._creator.record(batch, parsed, name, metadata or {}, records)
                 batch.send()
                 there = text("SELECT to_regnamespace(:schema) IS NOT NULL")
                 if not connection.scalar(there, {"schema": quote_ident(name)}):
                     raise ProvisioningError(parsed, f"there is no schema {name!r} to adopt")
             return records[-1]
         except (DBAPIError, StatementError) as error:
-            raise self._explain(error, parsed, name) from error
+            raise self._creator.explain(error, parsed, name) from error
 
     # -- made ahead ---------------------------------------------------------------------------------
-
-    def _take_spare(self, connection: Connection, recipe: Recipe, schema: SchemaName, batch: Batch) -> bool:
-        installed: list[tuple[bool]] = []
-        batch.add(self._spares.installed_sql, read=installed.extend)
-        batch.send()
-        if not installed[0][0]:
-            return False
-        spare = self._spares.take(connection, recipe.key)
-        if spare is None:
-            return False
-        run_sql(connection, f"ALTER SCHEMA {quote_ident(spare)} RENAME TO {quote_ident(schema)}")
-        return True
 
     def keep_spares(self, keep: int) -> SpareStock:
         """See `TenantManager.keep_spares`."""
@@ -391,35 +279,6 @@ class Provisioner:
                 return False
             run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(spare)} CASCADE")
             return True
-
-    def _explain(
-        self, error: DBAPIError | StatementError | psycopg.Error, tenant: TenantId, schema: SchemaName
-    ) -> MultitenantError:
-        said: Any = error.orig if isinstance(error, DBAPIError) else getattr(error, "error", error)
-        sqlstate = getattr(said, "sqlstate", None)
-        if failed_guard(said) == _TAKEN:
-            return TenantExistsError(tenant)
-        if sqlstate == _DUPLICATE_SCHEMA:
-            if not self.members.uses_catalog:
-                return TenantExistsError(tenant, f"schema {schema!r} exists already")
-            return TenantExistsError(
-                tenant,
-                f"schema {schema!r} exists already, with data that belongs to no tenant of the catalog; "
-                "nothing was changed. Drop or rename the schema, or choose another id",
-            )
-        # A revision's rows, or a seed's, may be none of the catalog's business.
-        is_catalogs = getattr(getattr(said, "diag", None), "table_name", None) in (TABLE, "pg_namespace")
-        if sqlstate == _UNIQUE_VIOLATION and is_catalogs:
-            with self.engine.connect() as connection:
-                others = [m for m in self.members.list(connection) if m.schema == schema]
-            if others and others[0].id != tenant:
-                return TenantCollisionError(tenant, schema, others[0].id)
-            return TenantExistsError(tenant)
-        outcome = "nothing was created"
-        if isinstance(said, psycopg.OperationalError) and sqlstate is None:
-            # The commit was sent along: it may have come through, and its answer not.
-            outcome = "the connection was lost, and it is not known whether it was created; create it again"
-        return ProvisioningError(tenant, f"{outcome}: {str(said).strip()}")
 
     # -- drop ---------------------------------------------------------------------------------------
 
