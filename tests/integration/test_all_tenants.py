@@ -376,6 +376,17 @@ class TestMeanwhile:
             for _ in range(2):
                 assert "b" in {row[0] for row in ask(harness, statement, where_status=None)}
 
+    def test_one_that_is_not_suspended_any_more(self, make_harness_: MakeHarness, plain: Engine) -> None:
+        def in_between(_query: CrossTenantQuery) -> None:
+            with plain.begin() as connection:
+                connection.exec_driver_sql(ACTIVATE)
+
+        harness = make_harness_(pool_size=2, hooks=Hooks(on_cross_tenant_query=in_between))
+        for statement in (select(User.name), text("SELECT name FROM users")):
+            for tenant in ("b", "e"):
+                harness.call("set_tenant_status", tenant, "suspended")
+            assert {row[0] for row in ask(harness, statement, where_status="suspended")} == {"e"}
+
     def test_one_that_has_moved_is_not_passed_over(self, make_harness_: MakeHarness, plain: Engine) -> None:
         def in_between(_query: CrossTenantQuery) -> None:
             with plain.begin() as connection:

@@ -45,7 +45,7 @@ class Roster:
 
         Raises:
             TenantSuspendedError, TenantNotFoundError: one of them is not what it was.
-            TenantQueryError: it is there, but it is to be asked again.
+            TenantQueryError: it is there, in another schema.
         """
         if self.store is None or self.store.is_at(connection, self.epoch):
             return
@@ -55,8 +55,10 @@ class Roster:
                 raise TenantNotFoundError(tenant)
             if status is TenantStatus.SUSPENDED and not self.any_status:
                 raise TenantSuspendedError(tenant)
-            if is_moved or not self.any_status:
-                raise TenantQueryError(tenant, "it has changed meanwhile; ask again")
+            if is_moved:
+                raise TenantQueryError(tenant, "it has moved to another schema meanwhile; ask again")
+            if not self.any_status:
+                raise TenantNotFoundError(tenant, "it is not suspended any more; ask again")
 
 
 class Membership:

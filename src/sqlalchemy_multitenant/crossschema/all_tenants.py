@@ -147,7 +147,8 @@ def for_all_tenants(
     Raises:
         ConfigurationError: an option is wrong.
         InvalidTenantIdError, TenantNotFoundError, TenantSuspendedError: one of `tenants` cannot be asked.
-        TenantQueryError: the database refused the statement for a tenant.
+        TenantQueryError: the database refused the statement for a tenant, or it has moved to another schema
+            since the tenants were listed.
     """
     if errors not in ("raise", "return"):
         raise ConfigurationError("errors", errors, "'raise' or 'return'")

@@ -164,6 +164,7 @@ class Creator:
     def explain(
         self, error: DBAPIError | StatementError | psycopg.Error, tenant: TenantId, schema: SchemaName
     ) -> MultitenantError:
+        """What an error of the server's means for a tenant that was to be created, or adopted."""
         said: Any = error.orig if isinstance(error, DBAPIError) else getattr(error, "error", error)
         sqlstate = getattr(said, "sqlstate", None)
         if failed_guard(said) == _TAKEN:
