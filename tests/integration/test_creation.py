@@ -713,7 +713,10 @@ def test_a_migration_that_the_server_forgot(
         assert lost.tenant == "a"
         assert "migrate it again" in str(lost.error)
         assert report.run is not None
-        assert migrator.get_run(report.run)[0].state == "failed"
+        run, told = migrator.get_run(report.run)
+        assert (run.state, run.succeeded, run.failed) == ("failed", 1, 1)
+        assert [(row.tenant, row.state) for row in told] == [("a", "failed"), ("b", "done")]
+        assert [member.id for member in migrator.find_members(only_failed=True)] == ["a"]
 
 
 def test_what_is_not_the_catalogs_is_not_told_as_if_it_were(config: TenantConfig, write: Write) -> None:

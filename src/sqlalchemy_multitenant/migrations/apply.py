@@ -11,12 +11,11 @@ import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
 import psycopg
-from sqlalchemy import Connection
+from sqlalchemy import Connection, event
 
 from ..engines.admin import CLEAN
 from ..engines.pipeline import StatementError, send_all
@@ -35,7 +34,16 @@ from .batch import (
 )
 from .history import History
 from .inside import inside_transaction
-from .plan import Destination, Heads, MigrationPlan, Segment, SegmentKind, Statement, Timeouts
+from .plan import (
+    Destination,
+    Heads,
+    MigrationPlan,
+    Segment,
+    SegmentKind,
+    Statement,
+    Timeouts,
+    changes_role,
+)
 
 # CREATE INDEX CONCURRENTLY if_not_exists name ON ...
 _CONCURRENT_INDEX = re.compile(
@@ -151,8 +159,7 @@ class _Application:
                 if segment.kind is SegmentKind.ONLINE:
                     self._run_online(segment, in_transaction=True, is_unused=True)
                 else:
-                    inside = [(s, inside_transaction(s.sql)) for s in segment.statements]
-                    self._add_compiled([replace(s, sql=sql) for s, sql in inside if sql is not None])
+                    self._add_compiled(inside_transaction(segment.statements))
             self._close()
             if commits:
                 self._batch.add("COMMIT")
@@ -238,6 +245,7 @@ class _Application:
     def _begin_again(self) -> None:
         self._batch.add("BEGIN")
         self._batch.add(settings_sql(self._to.search_path, self._timeouts))
+        self._batch.add(f"SELECT {self._here('gone')}")
 
     def _run_autocommit(
         self, segment: Segment, progress: steps.Steps, revision: str | None, done: int
@@ -272,7 +280,11 @@ class _Application:
                 elif valid and is_resumed:
                     return  # it was finished, and the run ended before that could be noted
             send_all(self._driver, [statement.sql.encode()])
+            if changes_role(statement.sql):
+                send_all(self._driver, [f"SELECT {self._here('role')}".encode()])
         except StatementError as failed:
+            if failed_guard(failed.error):
+                raise
             raise statement_failed(failed.error, statement, self._to.tenant) from failed.error
 
     def _find_index(self, name: str) -> bool | None:
@@ -306,6 +318,11 @@ class _Application:
         (result,) = send_all(self._driver, [sql.encode()])
         return result.get_value(0, 0) == b"t"
 
+    def _here(self, guard: str) -> str:
+        """PostgreSQL leaves out of the path what is not there, or what the role may not use: tables would be
+        built in the next schema on it, the shared one."""
+        return guard_sql(f"current_schema() = {quote_literal(self._to.schema)}", guard)
+
     def _at(self, heads: Heads) -> str:
         listed = "coalesce(string_agg(version_num, ' ' ORDER BY version_num COLLATE \"C\"), '')"
         return f"(SELECT {listed} FROM {self._record}) = {quote_literal(' '.join(heads))}"
@@ -320,10 +337,7 @@ class _Application:
         if has_record is None:
             return  # nobody else sees it yet, and its version table is looked for at the end
         locked = guard_sql(f"pg_try_advisory_xact_lock({self._key})", "locked")
-        # PostgreSQL leaves out of the path what is not there, or may not be used: the tables would be built
-        # in the next schema on it, the shared one.
-        here = guard_sql(f"current_schema() = {quote_literal(self._to.schema)}", "gone")
-        self._batch.add(f"SELECT {locked}, {here}")
+        self._batch.add(f"SELECT {locked}, {self._here('gone')}")
         there = (
             self._at(self._plan.start)
             if has_record
@@ -346,18 +360,42 @@ class _Application:
 
     def _add_compiled(self, statements: Sequence[Statement]) -> None:
         if self._observer is None:
-            self._batch.add_all(statements)
+            self._add_all(statements)
             return
         for revision, group in steps.by_revision(statements):
             if revision is None:
-                self._batch.add_all(group)
+                self._add_all(group)
             else:
                 self._batch.send()
                 self._observed(revision, partial(self._send_group, group))
 
+    def _add_all(self, statements: Sequence[Statement]) -> None:
+        if not self._plan.changes_role:
+            self._batch.add_all(statements)
+            return
+        for statement in statements:
+            self._batch.add_all([statement])
+            if changes_role(statement.sql):
+                self._batch.add(f"SELECT {self._here('role')}")
+
     def _send_group(self, statements: Sequence[Statement]) -> None:
-        self._batch.add_all(statements)
+        self._add_all(statements)
         self._batch.send()
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """What Alembic runs meanwhile may not take a role that would not see the schema."""
+
+        def check(_c: Any, _cursor: Any, statement: str, *_: object) -> None:
+            if changes_role(statement):
+                with self._explained():
+                    send_all(self._driver, [f"SELECT {self._here('role')}".encode()])
+
+        event.listen(self._connection, "after_cursor_execute", check)
+        try:
+            yield
+        finally:
+            event.remove(self._connection, "after_cursor_execute", check)
 
     def _observed(self, revision: str, work: Callable[[], object]) -> None:
         if self._observer is None:
@@ -381,17 +419,18 @@ class _Application:
             settings = settings_sql(self._to.search_path, self._timeouts, local=False)
             send_all(self._driver, [settings.encode()])
         transaction = self._transaction_id() if in_transaction else ""
-        self._observed(
-            revision,
-            lambda: self._history.run_online(
-                self._connection,
-                self._to.schema,
+        with self._watched():
+            self._observed(
                 revision,
-                is_downgrade=self._plan.is_downgrade,
-                leaves_transaction=not in_transaction,
-                is_unused=is_unused,
-            ),
-        )
+                lambda: self._history.run_online(
+                    self._connection,
+                    self._to.schema,
+                    revision,
+                    is_downgrade=self._plan.is_downgrade,
+                    leaves_transaction=not in_transaction,
+                    is_unused=is_unused,
+                ),
+            )
         if in_transaction and (self._is_idle() or self._transaction_id() != transaction):
             raise MigrationError(
                 "the revision has ended the transaction by itself: what came before may stay, and nothing "
@@ -423,6 +462,12 @@ class _Application:
             return SchemaLockedError(name)
         if guard == "gone":
             return TenantNotFoundError(name, f"schema {schema!r} is gone, or this role may not use it")
+        if guard == "role":
+            return MigrationError(
+                f"a revision takes a role that may not use schema {schema!r}, and would go on in the next "
+                f"one on the path: GRANT USAGE ON SCHEMA {quote_ident(schema)} to it before",
+                self._to.tenant,
+            )
         if guard == "unrecorded":
             return MigrationError(
                 f"the revisions recorded in {self._record} are not {', '.join(self._plan.end) or 'none'}: "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, event
 
 from ..isolation.sqltext import code_only
+from .plan import Statement
 
 _CONCURRENTLY = re.compile(
     r"^\s*(?:(?:CREATE\s+(?:UNIQUE\s+)?|DROP\s+|RE)INDEX\b|ALTER\s+TABLE\b|REFRESH\b).*?(?P<word>\bCONCURRENTLY\b)",
@@ -19,7 +21,13 @@ _EITHER = re.compile("CONCURRENTLY|VACUUM", re.IGNORECASE)
 _NEEDLESS = re.compile(r"^\s*VACUUM\b", re.IGNORECASE)
 
 
-def inside_transaction(sql: str) -> str | None:
+def inside_transaction(statements: Iterable[Statement]) -> list[Statement]:
+    """The statements as they run inside of a transaction, without those that an empty schema needs not."""
+    inside = ((statement, _inside(statement.sql)) for statement in statements)
+    return [s if sql is s.sql else replace(s, sql=sql) for s, sql in inside if sql is not None]
+
+
+def _inside(sql: str) -> str | None:
     """The statement as it runs inside of a transaction; None where an empty schema needs none of it."""
     if not _EITHER.search(sql):  # nearly all of them, for each new tenant
         return sql
@@ -41,7 +49,7 @@ def everything_inside(connection: Connection, context: Any) -> Iterator[None]:
     def change(
         _c: Any, _cursor: Any, statement: str, parameters: Any, _x: Any, _many: bool
     ) -> tuple[str, Any]:
-        return inside_transaction(statement) or "SELECT 1", parameters
+        return _inside(statement) or "SELECT 1", parameters
 
     context.autocommit_block = nullcontext
     event.listen(connection, "before_cursor_execute", change, retval=True)

@@ -200,7 +200,7 @@ class Migrator(Project):
         if jobs or failed:
             if kind == "migrate":
                 self._require_shared(plans)
-            run, stopped = self._work(kind, jobs, failed, len(members), options, results, hooks)
+            run, stopped = self._work(kind, members, jobs, failed, options, results, hooks)
         self._note_sources(results.values())
         details = tuple(results[member.id] for member in members)
         return MigrationReport(details, stopped=stopped, run=run, hook_errors=tuple(hooks.errors))
@@ -250,25 +250,26 @@ class Migrator(Project):
     def _work(
         self,
         kind: str,
+        members: Sequence[Member],
         jobs: Sequence[Job],
         failed: Sequence[TenantResult],
-        total: int,
         options: RunOptions,
         results: dict[str, TenantResult],
         hooks: HookCalls,
     ) -> tuple[int, str | None]:
         with self.engine.begin() as connection:
             self.ledger.install(connection)
-            run = self.ledger.begin_run(connection, kind, total)
+            run = self.ledger.begin_run(connection, kind, len(members))
         size = min(options.concurrency, max(len(jobs), 1))
         engine = make_admin_engine(
             self.config, self.url, pool_size=size, pre_ping=False, application_name=application_name(run)
         )
         runner = SchemaRunner(self.tenant_history, engine, self._bookkeeping(run), hooks)
-        journal = LedgerJournal(self.ledger, self.engine, run)
+        schemas = {str(member.id): str(member.schema) for member in members}
+        journal = LedgerJournal(self.ledger, self.engine, run, schemas)
         fleet = FleetRun(runner, options, journal, self._trial_s)
         try:
-            fleet.work(jobs, total, failed)
+            fleet.work(jobs, len(members), failed)
         finally:
             engine.dispose()
         results |= fleet.results
@@ -329,9 +330,9 @@ class Migrator(Project):
         result = runner.run(to, start, way, lambda: tell(MigrationState.RUNNING))
         tell(result.state)
         if run is not None:
-            journal = LedgerJournal(self.ledger, self.engine, run)
+            journal = LedgerJournal(self.ledger, self.engine, run, {result.tenant: to.schema})
             if result.error is not None:
-                journal.failed(to, result)
+                journal.failed([result])
             for lost in journal.end([result], None):
                 result = lost
         self._note_sources([result], self.shared_history)

@@ -28,6 +28,17 @@ _DEFINITION = re.compile(
 )
 """What certainly calls no function, and leaves nothing in the session: an allow-list, and a short one."""
 
+_ROLE = re.compile(
+    r"\bSET\s+(?:LOCAL\s+|SESSION\s+)?(?:ROLE|SESSION\s+AUTHORIZATION)\b"
+    r"|\bset_config\s*\(\s*'(?:role|session_authorization)'",
+    re.IGNORECASE,
+)
+
+
+def changes_role(sql: str) -> bool:
+    """Whether what follows a statement seems to be run by another role, which may see other schemas."""
+    return _ROLE.search(sql) is not None
+
 
 @dataclass(frozen=True, slots=True)
 class Destination:
@@ -165,6 +176,11 @@ class MigrationPlan:
         if self.online or self.has_borders:
             return False
         return all(s.revision is None or _DEFINITION.match(s.sql) for s in self.statements)
+
+    @cached_property
+    def changes_role(self) -> bool:
+        """Whether any of its compiled statements does."""
+        return any(changes_role(statement.sql) for statement in self.statements)
 
     @cached_property
     def sql(self) -> str:

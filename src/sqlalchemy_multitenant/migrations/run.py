@@ -6,7 +6,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -47,24 +47,31 @@ class Journal(Protocol):
     """Keeps what happens in a run."""
 
     def end(self, results: Sequence[TenantResult], reason: str | None) -> Sequence[TenantResult]: ...
-    def failed(self, to: Destination, result: TenantResult) -> None: ...
+    def failed(self, results: Sequence[TenantResult]) -> None: ...
 
 
 class LedgerJournal:
     """Keeps it in the ledger. What cannot be written there, because the server is away, is tried again when
-    the run ends, and logged if that fails, too: the run's report tells it all the same."""
+    the run ends, and logged if that fails, too: the run's report tells it all the same.
 
-    def __init__(self, ledger: Ledger, engine: Engine, run: int) -> None:
+    Args:
+        schemas: each tenant's schema.
+    """
+
+    def __init__(self, ledger: Ledger, engine: Engine, run: int, schemas: Mapping[str, str]) -> None:
         self.run = run
-        self._ledger, self._engine = ledger, engine
+        self._ledger, self._engine, self._schemas = ledger, engine, schemas
         self._unwritten: list[tuple[str, TenantResult]] = []
         self._lock = threading.Lock()
 
-    def failed(self, to: Destination, result: TenantResult) -> None:
-        """A tenant failed; the others are noted where they succeed."""
+    def failed(self, results: Sequence[TenantResult]) -> None:
+        """Tenants failed; the others are noted where they succeed."""
         with self._lock:
-            self._unwritten.append((to.schema, result))
+            self._unwritten += self._placed(results)
             self._write()
+
+    def _placed(self, results: Sequence[TenantResult]) -> list[tuple[str, TenantResult]]:
+        return [(self._schemas[result.tenant], result) for result in results]
 
     def _write(self) -> bool:
         try:
@@ -87,6 +94,8 @@ class LedgerJournal:
             lost = [_as_lost(result) for result in done if result.tenant not in kept]
             if lost:
                 by_tenant = {result.tenant: result for result in [*results, *lost]}
+                with self._lock:  # with their transactions, the ledger has lost what it knew of them
+                    self._unwritten += self._placed(lost)
                 self._end(list(by_tenant.values()), reason)
         except Exception:
             logger.warning("the end of run %s could not be written", self.run, exc_info=True)
@@ -145,6 +154,8 @@ class FleetRun:
         """
         self._total = total
         try:
+            if failed:
+                self._journal.failed(failed)
             for result in failed:
                 self._note(result)
             canaries = set(self._options.choose_canaries([job.to.name for job in jobs]))
@@ -178,7 +189,7 @@ class FleetRun:
         result = self._runner.run(to, job.start, job.way, lambda: self._tell(to.name, MigrationState.RUNNING))
         self._tell(to.name, result.state)
         if result.error is not None:
-            self._journal.failed(to, result)
+            self._journal.failed([result])
             self._note(result)  # before this worker takes its next tenant
         return result
 
