@@ -72,6 +72,24 @@ def test_the_ledger_tells_what_happened(config: TenantConfig, write: Write, db: 
             migrator.get_run(99)
 
 
+def test_the_ledger_tells_who_failed_before_anything_was_tried(
+    config: TenantConfig, write: Write, db: Engine
+) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 3)
+    with db.begin() as connection:
+        connection.exec_driver_sql("UPDATE tenant_t00.alembic_version SET version_num = 'ffff'")
+        connection.exec_driver_sql("DROP SCHEMA tenant_t01 CASCADE")
+    with Migrator(config) as migrator:
+        report = migrator.migrate_all()
+        assert report.run is not None
+        _, results = migrator.get_run(report.run)
+        assert [r.tenant for r in results] == ["t00", "t01"]
+        assert "ffff" in str(results[0].error)
+        assert "tenant_t01" in str(results[1].error)
+        assert [m.id for m in migrator.find_members(only_failed=True)] == ["t00", "t01"]
+
+
 def test_a_result_is_written_with_what_it_tells_of(config: TenantConfig, write: Write, db: Engine) -> None:
     """The ledger refuses the row: then the tenant was not migrated, either."""
     write("0001", None, FIRST)
