@@ -1,8 +1,7 @@
 """Applies a plan to one schema: one lock, one transaction, one round trip where everything is compiled.
 
 What has to hold before a statement may run (nobody else is at work on the schema, it is there, it is at the
-revision that the plan starts from) is asserted by the server in the same message: a guard that does not
-hold is an error, and what follows it is not run.
+revision that the plan starts from) is asserted by guards.
 """
 
 from __future__ import annotations
@@ -19,24 +18,16 @@ from sqlalchemy import Connection, event
 
 from ..engines.admin import CLEAN
 from ..engines.pipeline import StatementError, send_all
-from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
+from ..errors import MigrationError
 from ..isolation.sqltext import names_only
 from ..naming import quote_ident, quote_literal
 from . import steps
-from .batch import (
-    Batch,
-    driver_of,
-    failed_guard,
-    guard_sql,
-    lock_key,
-    settings_sql,
-    statement_failed,
-)
+from .batch import Batch, driver_of, failed_guard, settings_sql, statement_failed
+from .guards import PlanOutdatedError, SchemaGuards, SchemaLockedError, roll_back
 from .history import History
 from .inside import inside_transaction
 from .plan import (
     Destination,
-    Heads,
     MigrationPlan,
     Segment,
     SegmentKind,
@@ -51,20 +42,6 @@ _CONCURRENT_INDEX = re.compile(
     r'(?P<name>"(?:[^"]|"")+"|[\w$]+)\s+ON\b',
     re.IGNORECASE,
 )
-
-
-class SchemaLockedError(TenantBusyError):
-    """Another migrator is at work on this schema."""
-
-    default_reason = "another process is migrating it"
-
-
-class PlanOutdatedError(Exception):
-    """The schema is no longer at the revision that the plan starts from."""
-
-    def __init__(self, found: Heads) -> None:
-        super().__init__(found)
-        self.found = found
 
 
 class Observer(Protocol):
@@ -147,14 +124,13 @@ class _Application:
         self._observer = observer
         self._driver = driver_of(connection)
         self._batch = batch or Batch(self._driver, to.tenant)
-        self._record = f"{quote_ident(to.schema)}.{quote_ident(history.version_table)}"
-        self._key = lock_key(to.schema)
+        self._guards = SchemaGuards(self._driver, to, history.version_table)
 
     # -- in somebody's transaction --------------------------------------------------------------------
 
     def run_inside(self, *, is_new: bool, commits: bool) -> None:
-        with self._explained():
-            self._open(has_record=None if is_new else self._has_record())
+        with self._guards.explained(self._plan.end):
+            self._open(has_record=None if is_new else self._guards.has_record())
             for segment in self._plan.segments:
                 if segment.kind is SegmentKind.ONLINE:
                     self._run_online(segment, in_transaction=True, is_unused=True)
@@ -172,14 +148,14 @@ class _Application:
     def run_alone(self, shared_schema: str) -> None:
         try:
             if self._plan.has_borders:
-                with self._explained(), self._locked_session():
+                with self._guards.explained(self._plan.end), self._locked_session():
                     self._run_parts(steps.Steps(shared_schema, self._to.schema))
             else:
                 self._run_from(has_record=bool(self._plan.start))
                 if self._plan.spares_session:
                     self._connection.info[CLEAN] = True
         except BaseException:
-            _roll_back(self._driver)
+            roll_back(self._driver)
             raise
         finally:
             if not self._driver.closed:
@@ -187,7 +163,7 @@ class _Application:
 
     def _run_from(self, *, has_record: bool) -> None:
         try:
-            with self._explained():
+            with self._guards.explained(self._plan.end):
                 self._run_whole(has_record=has_record)
         except PlanOutdatedError as outdated:
             if has_record or outdated.found != self._plan.start:
@@ -211,7 +187,7 @@ class _Application:
         transaction, so that a run after a crash goes on from there."""
         revision, done = progress.read(self._driver, self._plan)
         self._batch.add("BEGIN")
-        self._open(has_record=self._has_record())
+        self._open(has_record=self._guards.has_record())
         for segment in self._plan.segments:
             if not segment.is_border:
                 self._run_segment(steps.skip_done(self._plan, segment, revision, done))
@@ -245,7 +221,7 @@ class _Application:
     def _begin_again(self) -> None:
         self._batch.add("BEGIN")
         self._batch.add(settings_sql(self._to.search_path, self._timeouts))
-        self._batch.add(f"SELECT {self._here('gone')}")
+        self._batch.add(self._guards.still_there)
 
     def _run_autocommit(
         self, segment: Segment, progress: steps.Steps, revision: str | None, done: int
@@ -281,7 +257,7 @@ class _Application:
                     return  # it was finished, and the run ended before that could be noted
             send_all(self._driver, [statement.sql.encode()])
             if changes_role(statement.sql):
-                send_all(self._driver, [f"SELECT {self._here('role')}".encode()])
+                send_all(self._driver, [self._guards.role.encode()])
         except StatementError as failed:
             if failed_guard(failed.error):
                 raise
@@ -301,31 +277,17 @@ class _Application:
     @contextmanager
     def _locked_session(self) -> Iterator[None]:
         """The lock of the schema for longer than a transaction. Not through a pooler in transaction mode."""
-        (result,) = send_all(self._driver, [f"SELECT pg_try_advisory_lock({self._key})".encode()])
+        (result,) = send_all(self._driver, [f"SELECT pg_try_advisory_lock({self._guards.key})".encode()])
         if result.get_value(0, 0) != b"t":
             raise SchemaLockedError(self._to.name)
         try:
             yield
         finally:
             if not self._driver.closed:
-                _roll_back(self._driver)
-                send_all(self._driver, [f"SELECT pg_advisory_unlock({self._key})".encode()])
+                roll_back(self._driver)
+                send_all(self._driver, [f"SELECT pg_advisory_unlock({self._guards.key})".encode()])
 
     # -- both -----------------------------------------------------------------------------------------
-
-    def _has_record(self) -> bool:
-        sql = f"SELECT to_regclass({quote_literal(self._record)}) IS NOT NULL"
-        (result,) = send_all(self._driver, [sql.encode()])
-        return result.get_value(0, 0) == b"t"
-
-    def _here(self, guard: str) -> str:
-        """PostgreSQL leaves out of the path what is not there, or what the role may not use: tables would be
-        built in the next schema on it, the shared one."""
-        return guard_sql(f"current_schema() = {quote_literal(self._to.schema)}", guard)
-
-    def _at(self, heads: Heads) -> str:
-        listed = "coalesce(string_agg(version_num, ' ' ORDER BY version_num COLLATE \"C\"), '')"
-        return f"(SELECT {listed} FROM {self._record}) = {quote_literal(' '.join(heads))}"
 
     def _open(self, *, has_record: bool | None) -> None:
         """The settings, and the guards.
@@ -336,19 +298,11 @@ class _Application:
         self._batch.add(settings_sql(self._to.search_path, self._timeouts))
         if has_record is None:
             return  # nobody else sees it yet, and its version table is looked for at the end
-        locked = guard_sql(f"pg_try_advisory_xact_lock({self._key})", "locked")
-        self._batch.add(f"SELECT {locked}, {self._here('gone')}")
-        there = (
-            self._at(self._plan.start)
-            if has_record
-            else f"to_regclass({quote_literal(self._record)}) IS NULL"
-        )
-        self._batch.add(f"SELECT {guard_sql(there, 'moved')}")
+        self._batch.add(self._guards.locked)
+        self._batch.add(self._guards.starts_at(self._plan.start, has_record=has_record))
 
     def _close(self) -> None:
-        """Hold the recorded revisions against the plan's: a revision may have changed the search path, and
-        the record be somewhere else."""
-        self._batch.add(f"SELECT {guard_sql(self._at(self._plan.end), 'unrecorded')}")
+        self._batch.add(self._guards.ends_at(self._plan.end))
         for sql in self._before_commit:
             self._batch.add(sql)
 
@@ -376,7 +330,7 @@ class _Application:
         for statement in statements:
             self._batch.add_all([statement])
             if changes_role(statement.sql):
-                self._batch.add(f"SELECT {self._here('role')}")
+                self._batch.add(self._guards.role)
 
     def _send_group(self, statements: Sequence[Statement]) -> None:
         self._add_all(statements)
@@ -388,8 +342,8 @@ class _Application:
 
         def check(_c: Any, _cursor: Any, statement: str, *_: object) -> None:
             if changes_role(statement):
-                with self._explained():
-                    send_all(self._driver, [f"SELECT {self._here('role')}".encode()])
+                with self._guards.explained(self._plan.end):
+                    send_all(self._driver, [self._guards.role.encode()])
 
         event.listen(self._connection, "after_cursor_execute", check)
         try:
@@ -445,50 +399,3 @@ class _Application:
     def _transaction_id(self) -> str:
         (result,) = send_all(self._driver, [b"SELECT pg_catalog.pg_current_xact_id()::text"])
         return str(result.get_value(0, 0))
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """What a guard's error means."""
-        try:
-            yield
-        except StatementError as failed:
-            guard = failed_guard(failed.error)
-            meaning = None if guard is None else self._meaning(guard)
-            raise meaning or failed.error from (failed.error if meaning else None)
-
-    def _meaning(self, guard: str) -> Exception | None:
-        name, schema = self._to.name, self._to.schema
-        if guard == "locked":
-            return SchemaLockedError(name)
-        if guard == "gone":
-            return TenantNotFoundError(name, f"schema {schema!r} is gone, or this role may not use it")
-        if guard == "role":
-            return MigrationError(
-                f"a revision takes a role that may not use schema {schema!r}, and would go on in the next "
-                f"one on the path: GRANT USAGE ON SCHEMA {quote_ident(schema)} to it before",
-                self._to.tenant,
-            )
-        if guard == "unrecorded":
-            return MigrationError(
-                f"the revisions recorded in {self._record} are not {', '.join(self._plan.end) or 'none'}: "
-                "does a revision set the search path, or write the version table?",
-                self._to.tenant,
-            )
-        if guard != "moved":
-            return None  # of somebody else's
-        _roll_back(self._driver)
-        return PlanOutdatedError(read_recorded(self._driver, self._record))
-
-
-def read_recorded(driver: psycopg.Connection[Any], record: str) -> Heads:
-    """The revisions that a version table (qualified, quoted) names; none where it is not there."""
-    (there,) = send_all(driver, [f"SELECT to_regclass({quote_literal(record)}) IS NOT NULL".encode()])
-    if there.get_value(0, 0) != b"t":
-        return ()
-    (found,) = send_all(driver, [f"SELECT version_num FROM {record}".encode()])
-    return tuple(sorted(bytes(found.get_value(row, 0) or b"").decode() for row in range(found.ntuples)))
-
-
-def _roll_back(driver: psycopg.Connection[Any]) -> None:
-    if not driver.closed and driver.pgconn.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-        send_all(driver, [b"ROLLBACK"])

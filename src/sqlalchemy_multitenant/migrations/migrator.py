@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Unpack
 
 from ..catalog.members import Member
@@ -26,9 +26,10 @@ from .report import (
 )
 from .requirements import require_shared
 from .run import FleetRun, Job, LedgerJournal
-from .runner import Bookkeeping, SchemaRunner, Way
+from .runner import Bookkeeping, SchemaRunner
 from .scratch import time_plan
 from .verify import Reference, TenantVerification, build_reference, verify_fleet
+from .ways import Way, no_way, way_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,23 @@ class FleetPlan:
     kind: str
     plan: MigrationPlan
     tenants: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Todo:
+    """What a run has to do.
+
+    Attributes:
+        jobs: tenants with something to do.
+        failed: those for whom nothing can be tried.
+        idle: those with nothing to do.
+        plans: what is going to be run, each once.
+    """
+
+    jobs: list[Job] = field(default_factory=list)
+    failed: list[TenantResult] = field(default_factory=list)
+    idle: list[TenantResult] = field(default_factory=list)
+    plans: list[MigrationPlan] = field(default_factory=list)
 
 
 class Migrator(Project):
@@ -129,35 +147,7 @@ class Migrator(Project):
             TenantNotFoundError: one of the tenants does not exist; none was touched.
         """
         members = self.find_members([tenants] if isinstance(tenants, str) else tenants)
-        return self._run("rollback", members, RunOptions(**options), self._way_back(to, steps))
-
-    def _way_back(self, to: str | None, steps: int | None) -> Callable[[Heads], Way]:
-        """Makes, from where a tenant was found, what plans its way back from where it turns out to be."""
-        if (to is None) == (steps is None):
-            raise ConfigurationError("to", to, "either to=REVISION or steps=N, and not both")
-        history = self.tenant_history
-        if to is not None:
-            target = history.resolve(to)
-            return lambda _start: lambda heads: history.plan_back_to(heads, target)
-        if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
-            raise ConfigurationError("steps", steps, "a whole number, at least 1")
-
-        def way_of(start: Heads) -> Way:
-            first = history.plan_downgrade(start, f"-{steps}")
-
-            def way(heads: Heads) -> MigrationPlan:
-                # A connection may be lost while it commits. To try again must not take back some more.
-                if heads == first.end:
-                    return MigrationPlan(heads, heads, (), ())
-                if heads != start:
-                    raise MigrationError(
-                        f"it was moved to {', '.join(heads) or 'base'} meanwhile; run it again"
-                    )
-                return first
-
-            return way
-
-        return way_of
+        return self._run("rollback", members, RunOptions(**options), way_back(self.tenant_history, to, steps))
 
     def mark_applied(
         self, tenants: Iterable[str] | None = None, **options: Unpack[RunKeywords]
@@ -193,48 +183,43 @@ class Migrator(Project):
     def _run(
         self, kind: str, members: Sequence[Member], options: RunOptions, way_of: Callable[[Heads], Way]
     ) -> MigrationReport:
-        results: dict[str, TenantResult] = {}
-        jobs, failed, plans = self._sort(kind, members, way_of, results)
-        stopped, run = None, None
+        todo = self._sort(kind, members, way_of)
+        results = {result.tenant: result for result in [*todo.idle, *todo.failed]}
         hooks = HookCalls(self._hooks)
-        if jobs or failed:
+        run, stopped = None, None
+        if todo.jobs or todo.failed:
             if kind == "migrate":
-                self._require_shared(plans)
-            run, stopped = self._work(kind, members, jobs, failed, options, results, hooks)
+                self._require_shared(todo.plans)
+            run, fleet = self._work(kind, members, todo, options, hooks)
+            results |= fleet.results
+            stopped = fleet.stopped
         self._note_sources(results.values())
         details = tuple(results[member.id] for member in members)
         return MigrationReport(details, stopped=stopped, run=run, hook_errors=tuple(hooks.errors))
 
-    def _sort(
-        self,
-        kind: str,
-        members: Sequence[Member],
-        way_of: Callable[[Heads], Way],
-        results: dict[str, TenantResult],
-    ) -> tuple[list[Job], list[TenantResult], list[MigrationPlan]]:
+    def _sort(self, kind: str, members: Sequence[Member], way_of: Callable[[Heads], Way]) -> _Todo:
         """What is to be done for whom. Plans are compiled here, so that a revision that cannot work is told
         before any tenant is touched; a tenant at an unknown revision is that tenant's failure alone."""
         heads = self._read_heads(members)
         known: dict[Heads, tuple[Way, MigrationPlan | None]] = {}
-        jobs, failed = [], []
+        todo = _Todo()
         for member in members:
             start = heads[member.schema]
             if start is None:
                 error = MigrationError(f"schema {member.schema!r} does not exist", member.id)
-                failed.append(TenantResult(tenant=member.id, state=MigrationState.FAILED, error=error))
+                todo.failed.append(TenantResult(tenant=member.id, state=MigrationState.FAILED, error=error))
                 continue
             if start not in known:
                 known[start] = self._plan_from(kind, start, way_of)
             way, plan = known[start]
             if plan is not None and plan.is_empty:
-                results[member.id] = TenantResult(
-                    tenant=member.id, state=MigrationState.SKIPPED, start=start, end=start
+                todo.idle.append(
+                    TenantResult(tenant=member.id, state=MigrationState.SKIPPED, start=start, end=start)
                 )
             else:
-                jobs.append(Job(self._tenant(member), start, way))
-        results |= {result.tenant: result for result in failed}
-        plans = [plan for _, plan in known.values() if plan is not None and not plan.is_empty]
-        return jobs, failed, plans
+                todo.jobs.append(Job(self._tenant(member), start, way))
+        todo.plans.extend(plan for _, plan in known.values() if plan is not None and not plan.is_empty)
+        return todo
 
     def _plan_from(
         self, kind: str, start: Heads, way_of: Callable[[Heads], Way]
@@ -243,24 +228,17 @@ class Migrator(Project):
             try:
                 self.tenant_history.pending(start)
             except MigrationError as error:
-                return _no_way(error), None
+                return no_way(error), None
         way = way_of(start)
         return way, way(start)
 
     def _work(
-        self,
-        kind: str,
-        members: Sequence[Member],
-        jobs: Sequence[Job],
-        failed: Sequence[TenantResult],
-        options: RunOptions,
-        results: dict[str, TenantResult],
-        hooks: HookCalls,
-    ) -> tuple[int, str | None]:
+        self, kind: str, members: Sequence[Member], todo: _Todo, options: RunOptions, hooks: HookCalls
+    ) -> tuple[int, FleetRun]:
         with self.engine.begin() as connection:
             self.ledger.install(connection)
             run = self.ledger.begin_run(connection, kind, len(members))
-        size = min(options.concurrency, max(len(jobs), 1))
+        size = min(options.concurrency, max(len(todo.jobs), 1))
         engine = make_admin_engine(
             self.config, self.url, pool_size=size, pre_ping=False, application_name=application_name(run)
         )
@@ -269,11 +247,10 @@ class Migrator(Project):
         journal = LedgerJournal(self.ledger, self.engine, run, schemas)
         fleet = FleetRun(runner, options, journal, self._trial_s)
         try:
-            fleet.work(jobs, len(members), failed)
+            fleet.work(todo.jobs, len(members), todo.failed)
         finally:
             engine.dispose()
-        results |= fleet.results
-        return run, fleet.stopped
+        return run, fleet
 
     def _bookkeeping(self, run: int | None = None) -> Bookkeeping:
         return Bookkeeping(Timeouts.of(self.config), self.config.schemas.shared_schema, self.ledger, run)
@@ -464,7 +441,7 @@ class Migrator(Project):
             TenantNotFoundError: one of `tenants` does not exist.
         """
         members = self.find_members([tenants] if isinstance(tenants, str) else tenants)
-        return self._plans(members, self._way_back(to, steps))
+        return self._plans(members, way_back(self.tenant_history, to, steps))
 
     def plan_rollback_shared(self, *, to: str) -> list[FleetPlan]:
         """What `rollback_shared` would do, without doing it.
@@ -490,12 +467,3 @@ class Migrator(Project):
                 del groups[start]
         plans = [(way_of(start)(start), tuple(names)) for start, names in groups.items()]
         return [FleetPlan("tenant", plan, names) for plan, names in plans if not plan.is_empty]
-
-
-def _no_way(error: MigrationError) -> Way:
-    """For a tenant at a revision that is not here."""
-
-    def way(_heads: Heads) -> MigrationPlan:
-        raise error
-
-    return way

@@ -18,7 +18,8 @@ from .options import RunOptions
 from .plan import Destination, Heads
 from .queue import WorkQueue
 from .report import MigrationState, TenantResult
-from .runner import SchemaRunner, Way
+from .runner import SchemaRunner
+from .ways import Way
 
 logger = logging.getLogger("sqlalchemy_multitenant")
 

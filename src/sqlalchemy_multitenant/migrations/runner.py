@@ -13,12 +13,14 @@ import psycopg
 from sqlalchemy import Engine
 
 from ..errors import MigrationError, TenantError
-from .apply import PlanOutdatedError, SchemaLockedError, migrate_schema
+from .apply import migrate_schema
+from .guards import PlanOutdatedError, SchemaLockedError
 from .history import History
 from .hooks import HookCalls
 from .ledger import Ledger
 from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .report import MigrationState, TenantResult
+from .ways import Way
 
 LOST = "lost connection"
 RETRIED_SQLSTATES = {
@@ -32,9 +34,6 @@ RETRIED_SQLSTATES = {
     "08003": LOST,
 }
 """What trying again may help against (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
-
-Way = Callable[[Heads], MigrationPlan]
-"""From where a schema is to the plan that takes it where it is wanted."""
 
 MAX_ATTEMPTS = 6
 LOCKED_PATIENCE_S = 30.0

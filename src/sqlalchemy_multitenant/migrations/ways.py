@@ -1,0 +1,52 @@
+"""Ways: from where a schema turns out to be, to the plan that takes it where it is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..errors import ConfigurationError, MigrationError
+from .history import History
+from .plan import Heads, MigrationPlan
+
+Way = Callable[[Heads], MigrationPlan]
+"""From where a schema is to the plan that takes it where it is wanted."""
+
+
+def way_back(history: History, to: str | None, steps: int | None) -> Callable[[Heads], Way]:
+    """Makes, from where a tenant was found, what plans its way back from where it turns out to be.
+
+    Raises:
+        ConfigurationError: neither `to` nor `steps`, or both; or no number of steps.
+        MigrationError: there is no revision `to`.
+    """
+    if (to is None) == (steps is None):
+        raise ConfigurationError("to", to, "either to=REVISION or steps=N, and not both")
+    if to is not None:
+        target = history.resolve(to)
+        return lambda _start: lambda heads: history.plan_back_to(heads, target)
+    if not isinstance(steps, int) or isinstance(steps, bool) or steps < 1:
+        raise ConfigurationError("steps", steps, "a whole number, at least 1")
+
+    def way_of(start: Heads) -> Way:
+        first = history.plan_downgrade(start, f"-{steps}")
+
+        def way(heads: Heads) -> MigrationPlan:
+            # A connection may be lost while it commits. To try again must not take back some more.
+            if heads == first.end:
+                return MigrationPlan(heads, heads, (), ())
+            if heads != start:
+                raise MigrationError(f"it was moved to {', '.join(heads) or 'base'} meanwhile; run it again")
+            return first
+
+        return way
+
+    return way_of
+
+
+def no_way(error: MigrationError) -> Way:
+    """For a tenant at a revision that is not here."""
+
+    def way(_heads: Heads) -> MigrationPlan:
+        raise error
+
+    return way
