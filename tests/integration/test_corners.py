@@ -36,7 +36,7 @@ from sqlalchemy_multitenant import (
 )
 from sqlalchemy_multitenant import Connection as Where
 from sqlalchemy_multitenant.engines import pools
-from sqlalchemy_multitenant.migrations import runner
+from sqlalchemy_multitenant.migrations import journey
 from sqlalchemy_multitenant.migrations.batch import lock_key
 from tests.conftest import MakeConfig, MakeHarness
 from tests.harness import Harness
@@ -289,7 +289,7 @@ def test_who_is_below_the_target_of_a_rollback_stays(config: TenantConfig, write
 def test_a_tenant_that_is_locked_for_too_long_fails_alone(
     config: TenantConfig, write: Write, db: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "LOCKED_PATIENCE_S", 0.3)
+    monkeypatch.setattr(journey, "PATIENCE_S", 0.3)
     write("0001", None, FIRST)
     busy, free = fleet(config, 2)
     write("0002", "0001", "pass")
@@ -334,7 +334,7 @@ def test_statements_outside_transactions_are_taken_up_where_they_stopped(
 def test_a_statement_outside_transactions_waits_for_the_lock_too(
     config: TenantConfig, write: Write, db: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "LOCKED_PATIENCE_S", 0.2)
+    monkeypatch.setattr(journey, "PATIENCE_S", 0.2)
     write("0001", None, FIRST)
     (tenant,) = fleet(config, 1)
     write(

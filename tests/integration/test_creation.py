@@ -698,7 +698,7 @@ def test_a_migration_that_the_server_forgot(
     write("0002", "0001", 'op.add_column("items", sa.Column("note", sa.Text))')
     find = Ledger.find_done
 
-    def forget(self: Ledger, connection: Connection, run: int) -> set[str]:
+    def forget(self: Ledger, connection: Connection, run: int) -> dict[str, tuple[str, ...]]:
         with db.begin() as other:
             other.exec_driver_sql(
                 f"DELETE FROM multitenant_run_results WHERE run_id = {run} AND tenant = 'a'"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import io
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -196,8 +197,10 @@ class _Segments:
         if not statements:
             return
         if self.segments and self.segments[-1].kind is kind is not ONLINE:
-            statements = [*self.segments.pop().statements, *statements]
-        self.segments.append(Segment(kind, tuple(statements)))
+            last = self.segments.pop()
+            self.segments.append(replace(last, statements=(*last.statements, *statements)))
+            return
+        self.segments.append(Segment(kind, tuple(statements), recorded=self._recorded))
 
     def record_heads(self) -> None:
         """Add what moves the record to the revisions that are complete."""
@@ -216,5 +219,11 @@ class _Segments:
         """A revision that Alembic runs. It finds the record where plain Alembic would have it."""
         self.record_heads()
         self.segments.append(
-            Segment(ONLINE, revision=revision, reason=reason, leaves_transaction=leaves_transaction)
+            Segment(
+                ONLINE,
+                revision=revision,
+                reason=reason,
+                leaves_transaction=leaves_transaction,
+                recorded=self._recorded,
+            )
         )

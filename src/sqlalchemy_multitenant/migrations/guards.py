@@ -15,7 +15,8 @@ from ..engines.pipeline import StatementError, send_all
 from ..errors import MigrationError, TenantBusyError, TenantNotFoundError
 from ..naming import quote_ident, quote_literal
 from .batch import failed_guard, guard_sql, lock_key
-from .plan import Destination, Heads
+from .plan import Destination, Heads, MigrationPlan
+from .steps import Steps
 
 
 class SchemaLockedError(TenantBusyError):
@@ -33,14 +34,24 @@ class PlanOutdatedError(Exception):
 
 
 class SchemaGuards:
-    """The guards of one schema, as statements, and what their errors mean.
+    """The guards of one schema and plan, as statements, and what their errors mean.
+
+    Args:
+        steps: where it is noted that a revision was left half done; None where that cannot be.
 
     Attributes:
         key: the advisory lock of the schema.
     """
 
-    def __init__(self, driver: psycopg.Connection[Any], to: Destination, version_table: str) -> None:
-        self._driver, self._to = driver, to
+    def __init__(
+        self,
+        driver: psycopg.Connection[Any],
+        to: Destination,
+        plan: MigrationPlan,
+        version_table: str,
+        steps: Steps | None = None,
+    ) -> None:
+        self._driver, self._to, self._plan, self._steps = driver, to, plan, steps
         self._record = f"{quote_ident(to.schema)}.{quote_ident(version_table)}"
         self.key = lock_key(to.schema)
 
@@ -66,15 +77,22 @@ class SchemaGuards:
         """The role that a revision has taken may use it."""
         return f"SELECT {guard_sql(self._is_first, 'role')}"
 
-    def starts_at(self, heads: Heads, *, has_record: bool) -> str:
-        """It is where the plan starts from."""
+    @property
+    def whole(self) -> str:
+        """No revision was left half done."""
+        condition = "true" if self._steps is None else self._steps.none_condition
+        return f"SELECT {guard_sql(condition, 'half')}"
+
+    def is_at(self, heads: Heads, *, has_record: bool) -> str:
+        """It is where the plan starts from, or goes on."""
         nowhere = f"to_regclass({quote_literal(self._record)}) IS NULL"
         return f"SELECT {guard_sql(self._at(heads) if has_record else nowhere, 'moved')}"
 
-    def ends_at(self, heads: Heads) -> str:
+    @property
+    def ends(self) -> str:
         """It is where the plan ends: a revision may have changed the search path, and the record be somewhere
         else."""
-        return f"SELECT {guard_sql(self._at(heads), 'unrecorded')}"
+        return f"SELECT {guard_sql(self._at(self._plan.end), 'unrecorded')}"
 
     def _at(self, heads: Heads) -> str:
         listed = "coalesce(string_agg(version_num, ' ' ORDER BY version_num COLLATE \"C\"), '')"
@@ -86,18 +104,16 @@ class SchemaGuards:
         (result,) = send_all(self._driver, [sql.encode()])
         return result.get_value(0, 0) == b"t"
 
-    def _read_record(self) -> Heads:
+    def read_record(self) -> Heads:
+        """The revisions that it names; none where it is not there."""
         if not self.has_record():
             return ()
         (found,) = send_all(self._driver, [f"SELECT version_num FROM {self._record}".encode()])
         return tuple(sorted(bytes(found.get_value(row, 0) or b"").decode() for row in range(found.ntuples)))
 
     @contextmanager
-    def explained(self, end: Heads) -> Iterator[None]:
+    def explained(self) -> Iterator[None]:
         """What a guard's error means is raised in its stead.
-
-        Args:
-            end: where the plan ends.
 
         Raises:
             SchemaLockedError, PlanOutdatedError, TenantNotFoundError, MigrationError: a guard did not hold.
@@ -106,31 +122,40 @@ class SchemaGuards:
             yield
         except StatementError as failed:
             guard = failed_guard(failed.error)
-            meaning = None if guard is None else self._meaning(guard, end)
+            meaning = None if guard is None else self._meaning(guard)
             raise meaning or failed.error from (failed.error if meaning else None)
 
-    def _meaning(self, guard: str, end: Heads) -> Exception | None:
+    def _meaning(self, guard: str) -> Exception | None:
+        """None for a guard of somebody else's."""
         name, schema = self._to.name, self._to.schema
-        if guard == "locked":
-            return SchemaLockedError(name)
-        if guard == "gone":
-            return TenantNotFoundError(name, f"schema {schema!r} is gone, or this role may not use it")
-        if guard == "role":
-            return MigrationError(
-                f"a revision takes a role that may not use schema {schema!r}, and would go on in the next "
-                f"one on the path: GRANT USAGE ON SCHEMA {quote_ident(schema)} to it before",
-                self._to.tenant,
-            )
-        if guard == "unrecorded":
-            return MigrationError(
-                f"the revisions recorded in {self._record} are not {', '.join(end) or 'none'}: "
-                "does a revision set the search path, or write the version table?",
-                self._to.tenant,
-            )
-        if guard != "moved":
-            return None  # of somebody else's
+        match guard:
+            case "locked":
+                return SchemaLockedError(name)
+            case "gone":
+                return TenantNotFoundError(name, f"schema {schema!r} is gone, or this role may not use it")
+            case "role":
+                reason = (
+                    f"a revision takes a role that may not use schema {schema!r}, and would go on in the "
+                    f"next one on the path: GRANT USAGE ON SCHEMA {quote_ident(schema)} to it before"
+                )
+            case "unrecorded":
+                wanted = ", ".join(self._plan.end) or "none"
+                reason = (
+                    f"the revisions recorded in {self._record} are not {wanted}: "
+                    "does a revision set the search path, or write the version table?"
+                )
+            case _:
+                return self._found_otherwise(guard)
+        return MigrationError(reason, self._to.tenant)
+
+    def _found_otherwise(self, guard: str) -> Exception | None:
         roll_back(self._driver)
-        return PlanOutdatedError(self._read_record())
+        if guard == "half" and self._steps is not None:
+            try:
+                self._steps.read(self._driver, self._plan)
+            except MigrationError as error:
+                return error
+        return PlanOutdatedError(self.read_record()) if guard == "moved" else None
 
 
 def roll_back(driver: psycopg.Connection[Any]) -> None:

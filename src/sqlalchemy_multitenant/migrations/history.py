@@ -32,7 +32,7 @@ from ..config import TenantConfig
 from ..errors import MigrationError
 from .compile import compile_steps, make_environment
 from .environment import read_environment
-from .inside import everything_inside
+from .inside import everything_inside, no_failed_commits
 from .plan import Heads, MigrationPlan, Revision, Segment, SegmentKind, plan_versions
 
 ALEMBIC_LOCK = threading.RLock()
@@ -91,6 +91,7 @@ class History:
         self.config.set_main_option("path_separator", "os")
         self.config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
         self._make_dialect = make_dialect
+        self._contents: dict[str, bytes] = {}
         self._plans: dict[tuple[Heads, str, bool], MigrationPlan] = {}
         self._script: ScriptDirectory | None = None
         self.options: Mapping[str, Any] = {}
@@ -139,6 +140,7 @@ class History:
         """Read the folder anew."""
         self._script = None
         self._plans.clear()
+        self._contents.clear()
 
     def heads(self) -> Heads:
         """The newest revisions: one, unless branches are open; none in an empty history.
@@ -251,6 +253,8 @@ class History:
                 dialect=self._make_dialect(),
             )
         revisions = tuple(_revision(step.revision) for step in steps)
+        for revision in revisions:
+            self._read(revision.id)  # before the file can change: what is noted is to be what is run
         return MigrationPlan(start, end, revisions, tuple(segments), is_downgrade)
 
     def _refuse_one_way(self, scripts: Iterable[Script]) -> None:
@@ -291,7 +295,7 @@ class History:
                 try:
                     function = script.module.downgrade if is_downgrade else script.module.upgrade
                     if leaves_transaction:
-                        with context.begin_transaction():
+                        with no_failed_commits(connection), context.begin_transaction():
                             function()
                     elif is_unused:
                         with everything_inside(connection, context):
@@ -311,7 +315,8 @@ class History:
             pending = self.revisions()
         end = self.heads()
         segment = Segment(SegmentKind.COMPILED, tuple(plan_versions(self.version_table, start, end)))
-        return MigrationPlan(start, end, tuple(pending), (segment,) if start != end else ())
+        segments = (segment,) if start != end else ()
+        return MigrationPlan(start, end, tuple(pending), segments, is_stamp=True)
 
     def script_of(self, revision: str) -> Script:
         """The revision of this id.
@@ -342,13 +347,18 @@ class History:
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
     def source(self, revision: str) -> SourceHash:
-        """What a revision is now.
+        """What a revision was when it was compiled, or asked for.
 
         Raises:
             MigrationError: there is no such revision.
         """
-        content = Path(self.script_of(revision).path).read_bytes()
+        content = self._read(revision)
         return SourceHash(hashlib.sha256(content).hexdigest(), _code_hash(content))
+
+    def _read(self, revision: str) -> bytes:
+        if revision not in self._contents:
+            self._contents[revision] = Path(self.script_of(revision).path).read_bytes()
+        return self._contents[revision]
 
     def is_edited(self, revision: str, then: SourceHash) -> bool:
         """Whether a revision does something else than it did."""

@@ -8,9 +8,12 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, event
 
+from ..errors import MigrationError
 from ..isolation.sqltext import code_only
+from .batch import driver_of
 from .plan import Statement
 
 _CONCURRENTLY = re.compile(
@@ -57,3 +60,20 @@ def everything_inside(connection: Connection, context: Any) -> Iterator[None]:
         yield
     finally:
         event.remove(connection, "before_cursor_execute", change)
+
+
+@contextmanager
+def no_failed_commits(connection: Connection) -> Iterator[None]:
+    """An error that a revision has caught must not end as a COMMIT that the server answers with ROLLBACK
+    (https://www.postgresql.org/docs/current/sql-commit.html)."""
+
+    def check(_connection: Connection) -> None:
+        driver = driver_of(connection)
+        if driver.info.transaction_status == TransactionStatus.INERROR:
+            raise MigrationError("a statement failed, and what caught its error has not rolled it back")
+
+    event.listen(connection, "commit", check)
+    try:
+        yield
+    finally:
+        event.remove(connection, "commit", check)

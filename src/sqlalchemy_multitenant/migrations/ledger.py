@@ -24,6 +24,7 @@ from ..catalog.table import make_schema_sql, qualified
 from ..isolation.run import run_sql
 from ..naming import quote_literal
 from . import steps
+from .batch import lock_key
 from .history import SourceHash
 from .plan import Destination, Heads, MigrationPlan
 from .report import MigrationState, TenantResult
@@ -51,7 +52,8 @@ class RunRecord:
 
     Attributes:
         kind: `migrate`, `rollback` or `mark`.
-        total, succeeded, failed, skipped: tenants; as yet None in a run that has not ended.
+        total, succeeded, failed: tenants, as their own results say.
+        skipped: those with nothing to do, or that were not reached; as yet None in a run that has not ended.
         reason: why it was stopped, or None.
         host, pid: the process.
     """
@@ -97,6 +99,19 @@ def application_name(run: int) -> str:
     return f"multitenant run {run}"
 
 
+def is_held_by_run(connection: Connection, schema: str) -> bool:
+    """Whether a connection of a run holds the advisory lock of a schema
+    (https://www.postgresql.org/docs/current/view-pg-locks.html tells how its key is shown)."""
+    statement = text(
+        "SELECT EXISTS (SELECT FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.granted "
+        "AND l.locktype = 'advisory' AND l.objsubid = 1 "
+        "AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+        "AND (l.classid::bigint << 32) | l.objid::bigint = :key "
+        "AND starts_with(a.application_name, 'multitenant run '))"
+    )
+    return bool(connection.scalar(statement, {"key": lock_key(schema)}))
+
+
 def plan_install(shared_schema: str) -> list[str]:
     """The statements that make the tables."""
     runs, results = qualified(shared_schema, RUNS), qualified(shared_schema, RESULTS)
@@ -108,9 +123,6 @@ def plan_install(shared_schema: str) -> list[str]:
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     finished_at timestamptz,
     total integer NOT NULL,
-    succeeded integer,
-    failed integer,
-    skipped integer,
     reason text,
     host text NOT NULL,
     pid integer NOT NULL
@@ -130,7 +142,7 @@ def plan_install(shared_schema: str) -> list[str]:
     finished_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (run_id, tenant)
 )""",
-        f"CREATE INDEX IF NOT EXISTS {RESULTS}_by_tenant ON {results} (tenant, finished_at DESC)",
+        f"CREATE INDEX IF NOT EXISTS {RESULTS}_by_tenant ON {results} (tenant, run_id DESC)",
         f"""CREATE TABLE IF NOT EXISTS {qualified(shared_schema, REVISIONS)} (
     kind text NOT NULL,
     revision text NOT NULL,
@@ -183,28 +195,37 @@ class Ledger:
             ).scalar_one()
         )
 
-    def end_run(
-        self, connection: Connection, run: int, state: RunState, counts: Mapping[str, int], reason: str | None
-    ) -> None:
-        """Note how a run ended. `counts` has succeeded, failed and skipped."""
+    def end_run(self, connection: Connection, run: int, state: RunState, reason: str | None) -> None:
+        """Note how a run ended."""
         connection.execute(
             text(
-                f"UPDATE {self._runs} SET state = :state, finished_at = clock_timestamp(), reason = :reason, "
-                "succeeded = :succeeded, failed = :failed, skipped = :skipped WHERE id = :run"
+                f"UPDATE {self._runs} SET state = :state, finished_at = clock_timestamp(), reason = :reason "
+                "WHERE id = :run"
             ),
-            {"run": run, "state": state.value, "reason": reason, **counts},
+            {"run": run, "state": state.value, "reason": reason},
         )
 
     def done_sql(
-        self, run: int, to: Destination, plan: MigrationPlan, attempts: int, retries: Mapping[str, int]
+        self,
+        run: int,
+        to: Destination,
+        plan: MigrationPlan,
+        start: Heads,
+        *,
+        attempts: int,
+        retries: Mapping[str, int],
     ) -> str:
-        """The statement that notes, in a tenant's own transaction, that it was brought to the plan's end."""
+        """The statement that notes, in a tenant's own transaction, that it was brought to the plan's end.
+
+        Args:
+            start: where it was when the run began.
+        """
         values = (
             str(run),
             quote_literal(to.name),
             quote_literal(to.schema),
             quote_literal(MigrationState.DONE.value),
-            _array(plan.start),
+            _array(start),
             _array(plan.end),
             str(attempts),
             f"{quote_literal(json.dumps(dict(retries)))}::jsonb",
@@ -216,10 +237,24 @@ class Ledger:
             f"revisions_after, attempts, retries, duration_ms, sql_hash) VALUES ({', '.join(values)})"
         )
 
-    def find_done(self, connection: Connection, run: int) -> set[str]:
-        """The tenants that a run has brought to where they were to be, as their own transactions say."""
-        statement = text(f"SELECT tenant FROM {self._results} WHERE run_id = :run AND state = :done")
-        return set(connection.scalars(statement, {"run": run, "done": MigrationState.DONE.value}))
+    def find_done(self, connection: Connection, run: int) -> dict[str, Heads]:
+        """The tenants that a run has brought to where they were to be, as their own transactions say, and
+        where that is."""
+        rows = connection.execute(
+            text(
+                f"SELECT tenant, revisions_after FROM {self._results} WHERE run_id = :run AND state = :done"
+            ),
+            {"run": run, "done": MigrationState.DONE.value},
+        )
+        return {row.tenant: tuple(row.revisions_after) for row in rows}
+
+    def is_done(self, connection: Connection, run: int, tenant: str) -> bool:
+        """Whether a tenant is one of them."""
+        statement = text(
+            f"SELECT count(*) FROM {self._results} WHERE run_id = :run AND tenant = :tenant AND state = :done"
+        )
+        values = {"run": run, "tenant": tenant, "done": MigrationState.DONE.value}
+        return bool(connection.scalar(statement, values))
 
     def add_failures(
         self, connection: Connection, run: int, failures: Iterable[tuple[str, TenantResult]]
@@ -292,16 +327,18 @@ class Ledger:
 
     @property
     def _select_runs(self) -> str:
-        # A run that was killed cannot say so; its connections are gone.
+        # A run that was killed cannot say so; its connections are gone. How many succeeded is counted: the
+        # tenants' own transactions say so.
         return (
             "SELECT r.id, r.kind, CASE WHEN r.finished_at IS NULL AND NOT EXISTS ("
-            "SELECT FROM pg_stat_activity a WHERE a.application_name = 'multitenant run ' || r.id) "
-            "THEN 'lost' ELSE r.state END AS state, r.started_at, r.finished_at, r.total, "
-            f"coalesce(r.succeeded, (SELECT count(*) FROM {self._results} s WHERE s.run_id = r.id "
-            "AND s.state = 'done')) AS succeeded, "
-            f"coalesce(r.failed, (SELECT count(*) FROM {self._results} s WHERE s.run_id = r.id "
-            "AND s.state = 'failed')) AS failed, r.skipped, r.reason, r.host, r.pid "
-            f"FROM {self._runs} r"
+            "SELECT FROM pg_stat_activity a WHERE a.datname = current_database() "
+            "AND a.application_name = 'multitenant run ' || r.id) "
+            "THEN 'lost' ELSE r.state END AS state, r.started_at, r.finished_at, r.total, s.succeeded, "
+            "s.failed, CASE WHEN r.finished_at IS NOT NULL THEN r.total - s.succeeded - s.failed END AS "
+            f"skipped, r.reason, r.host, r.pid FROM {self._runs} r CROSS JOIN LATERAL ("
+            "SELECT count(*) FILTER (WHERE state = 'done') AS succeeded, "
+            "count(*) FILTER (WHERE state = 'failed') AS failed "
+            f"FROM {self._results} WHERE run_id = r.id) s"
         )
 
     def list_results(self, connection: Connection, run: int) -> Sequence[ResultRecord]:
@@ -314,14 +351,23 @@ class Ledger:
 
     def failed_tenants(self, connection: Connection) -> set[str]:
         """The tenants whose last result was a failure."""
+        of_tenants = f"run_id IN (SELECT id FROM {self._runs} WHERE kind NOT LIKE '% shared')"
         return set(
             connection.scalars(
                 text(
                     "SELECT tenant FROM (SELECT DISTINCT ON (tenant) tenant, state "
-                    f"FROM {self._results} ORDER BY tenant, finished_at DESC) last WHERE state = 'failed'"
+                    f"FROM {self._results} WHERE {of_tenants} ORDER BY tenant, run_id DESC) last "
+                    "WHERE state = 'failed'"
                 )
             )
         )
+
+    def forget_sources(self, connection: Connection, kind: str, revisions: Iterable[str]) -> None:
+        """Forget what revisions were that nobody has any more."""
+        statement = text(
+            f"DELETE FROM {self._revisions} WHERE kind = :kind AND revision = ANY(CAST(:gone AS text[]))"
+        )
+        connection.execute(statement, {"kind": kind, "gone": list(revisions)})
 
 
 def _run(row: Row[Any]) -> RunRecord:

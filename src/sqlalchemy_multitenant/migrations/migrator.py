@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Unpack
 
@@ -14,6 +14,7 @@ from ..events import MigrationHooks
 from .generate import GeneratedRevision, generate, generate_sql
 from .history import History
 from .hooks import HookCalls
+from .journey import Journey
 from .ledger import application_name
 from .options import OnProgress, RunKeywords, RunOptions
 from .plan import Destination, Heads, MigrationPlan, Timeouts
@@ -24,7 +25,7 @@ from .report import (
     MigrationState,
     TenantResult,
 )
-from .requirements import require_shared
+from .requirements import require_nobody_above, require_shared
 from .run import FleetRun, Job, LedgerJournal
 from .runner import Bookkeeping, SchemaRunner
 from .scratch import time_plan
@@ -147,7 +148,12 @@ class Migrator(Project):
             TenantNotFoundError: one of the tenants does not exist; none was touched.
         """
         members = self.find_members([tenants] if isinstance(tenants, str) else tenants)
-        return self._run("rollback", members, RunOptions(**options), way_back(self.tenant_history, to, steps))
+        way_of = way_back(self.tenant_history, to, steps)
+        report = self._run("rollback", members, RunOptions(**options), way_of)
+        if report.succeeded:
+            heads = self._read_heads(self.find_members()).values()
+            self.sources.forget(self.tenant_history, [at or () for at in heads])
+        return report
 
     def mark_applied(
         self, tenants: Iterable[str] | None = None, **options: Unpack[RunKeywords]
@@ -193,7 +199,7 @@ class Migrator(Project):
             run, fleet = self._work(kind, members, todo, options, hooks)
             results |= fleet.results
             stopped = fleet.stopped
-        self._note_sources(results.values())
+        self.sources.note(self.tenant_history, _ends(results.values()))
         details = tuple(results[member.id] for member in members)
         return MigrationReport(details, stopped=stopped, run=run, hook_errors=tuple(hooks.errors))
 
@@ -244,13 +250,18 @@ class Migrator(Project):
         )
         runner = SchemaRunner(self.tenant_history, engine, self._bookkeeping(run), hooks)
         schemas = {str(member.id): str(member.schema) for member in members}
-        journal = LedgerJournal(self.ledger, self.engine, run, schemas)
+        journal = self._journal(run, schemas, self.tenant_history)
         fleet = FleetRun(runner, options, journal, self._trial_s)
         try:
             fleet.work(todo.jobs, len(members), todo.failed)
         finally:
             engine.dispose()
         return run, fleet
+
+    def _journal(self, run: int, schemas: Mapping[str, str], history: History) -> LedgerJournal:
+        return LedgerJournal(
+            self.ledger, self.engine, run, schemas, lambda heads: self.sources.note(history, [heads])
+        )
 
     def _bookkeeping(self, run: int | None = None) -> Bookkeeping:
         return Bookkeeping(Timeouts.of(self.config), self.config.schemas.shared_schema, self.ledger, run)
@@ -284,37 +295,44 @@ class Migrator(Project):
             MigrationError: there is no such revision, one on the way has no downgrade, or one failed.
         """
         target = self.shared_history.resolve(to)
-        return self._move_shared(
+        self._require_nobody_above(self.plan_rollback_shared(to=to))
+        result = self._move_shared(
             "rollback", lambda heads: self.shared_history.plan_back_to(heads, target), None
         )
+        self.sources.forget(self.shared_history, [result.end])
+        return result
 
     def _move_shared(self, kind: str, way: Way, on_progress: OnProgress | None) -> TenantResult:
         self.install_catalog()
         to, start = self._shared()
-        run = None
-        if not way(start).is_empty:
-            with self.engine.begin() as connection:
-                self.ledger.install(connection)
-                run = self.ledger.begin_run(connection, f"{kind} {SHARED}", 1)
-        runner = SchemaRunner(
-            self.shared_history, self.engine, self._bookkeeping(run), HookCalls(MigrationHooks())
-        )
-
-        def tell(state: MigrationState) -> None:
+        if way(start).is_empty:
+            result = Journey(to, start).result(MigrationState.SKIPPED)
             if on_progress is not None:
-                on_progress(SHARED, state)
-
-        result = runner.run(to, start, way, lambda: tell(MigrationState.RUNNING))
-        tell(result.state)
-        if run is not None:
-            journal = LedgerJournal(self.ledger, self.engine, run, {result.tenant: to.schema})
-            if result.error is not None:
-                journal.failed([result])
-            for lost in journal.end([result], None):
-                result = lost
-        self._note_sources([result], self.shared_history)
+                on_progress(SHARED, result.state)
+        else:
+            result = self._run_shared(kind, Journey(to, start), way, on_progress or (lambda _n, _s: None))
+        self.sources.note(self.shared_history, _ends([result]))
         if result.error is not None:
             raise result.error
+        return result
+
+    def _run_shared(self, kind: str, journey: Journey, way: Way, tell: OnProgress) -> TenantResult:
+        with self.engine.begin() as connection:
+            self.ledger.install(connection)
+            run = self.ledger.begin_run(connection, f"{kind} {SHARED}", 1)
+        engine = make_admin_engine(self.config, self.url, application_name=application_name(run))
+        hooks = HookCalls(MigrationHooks())
+        runner = SchemaRunner(self.shared_history, engine, self._bookkeeping(run), hooks)
+        journal = self._journal(run, {journey.to.name: journey.to.schema}, self.shared_history)
+        try:
+            result = runner.run(journey, way, lambda: tell(SHARED, MigrationState.RUNNING))
+        finally:
+            engine.dispose()
+        tell(SHARED, result.state)
+        if result.error is not None:
+            journal.failed([result])
+        for changed in journal.end([result], None):
+            result = changed
         return result
 
     # -- hold against the revisions -----------------------------------------------------------------
@@ -428,6 +446,10 @@ class Migrator(Project):
             self._require_shared([plan.plan for plan in ours])
         return plans + ours
 
+    def _require_nobody_above(self, plans: Sequence[FleetPlan]) -> None:
+        heads = {at for at in self._read_heads(self.find_members()).values() if at}
+        require_nobody_above([p.plan for p in plans], heads, self.tenant_history, self.shared_history)
+
     def _require_shared(self, plans: Sequence[MigrationPlan]) -> None:
         require_shared(plans, self.tenant_history, self.shared_history, lambda: self._shared()[1])
 
@@ -467,3 +489,7 @@ class Migrator(Project):
                 del groups[start]
         plans = [(way_of(start)(start), tuple(names)) for start, names in groups.items()]
         return [FleetPlan("tenant", plan, names) for plan, names in plans if not plan.is_empty]
+
+
+def _ends(results: Iterable[TenantResult]) -> list[Heads]:
+    return [result.end for result in results if result.error is None and result.end]

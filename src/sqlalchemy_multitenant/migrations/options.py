@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypedDict
 
 from ..errors import ConfigurationError
-from ..naming import TenantId, parse_tenant_id
+from ..naming import parse_tenant_id
 from .report import MigrationState
 
 OnProgress = Callable[[str, MigrationState], object]
@@ -98,6 +98,12 @@ class RunOptions:
             factor,
             "how much longer than the trial canaries may take: name canaries as well",
         )
+        _check(
+            self.on_error is None or callable(self.on_error),
+            "on_error",
+            self.on_error,
+            "a function that is given a tenant and its error",
+        )
         _ = self.budget
 
     @property
@@ -111,5 +117,9 @@ class RunOptions:
             return []
         if isinstance(self.canary, int):
             return list(tenants[: self.canary])
-        named: set[TenantId] = set(map(TenantId, self.canary))
-        return [tenant for tenant in tenants if tenant in named]
+        return [tenant for tenant in tenants if tenant in self.named_canaries]
+
+    @property
+    def named_canaries(self) -> frozenset[str]:
+        """The canaries that were named."""
+        return frozenset() if self.canary is None or isinstance(self.canary, int) else frozenset(self.canary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from dataclasses import dataclass
 from enum import StrEnum
@@ -118,6 +119,7 @@ class Segment:
         revision: the revision that is run online.
         reason: why that one could not be compiled.
         leaves_transaction: whether it has an autocommit_block().
+        recorded: the heads that the version table has when it begins.
     """
 
     kind: SegmentKind
@@ -125,6 +127,7 @@ class Segment:
     revision: str | None = None
     reason: str = ""
     leaves_transaction: bool = False
+    recorded: Heads = ()
 
     @property
     def is_border(self) -> bool:
@@ -142,6 +145,7 @@ class MigrationPlan:
         revisions: the revisions applied, oldest first (newest first in a downgrade).
         segments: what is run, in order, version table included.
         is_downgrade: whether `end` is the older one.
+        is_stamp: whether it moves the record alone, and whoever asks for it vouches for the rest.
     """
 
     start: Heads
@@ -149,6 +153,7 @@ class MigrationPlan:
     revisions: tuple[Revision, ...]
     segments: tuple[Segment, ...]
     is_downgrade: bool = False
+    is_stamp: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -176,6 +181,18 @@ class MigrationPlan:
         if self.online or self.has_borders:
             return False
         return all(s.revision is None or _DEFINITION.match(s.sql) for s in self.statements)
+
+    def before(self, heads: Heads) -> tuple[Revision, ...]:
+        """The revisions that have been run when the record says `heads`, somewhere on the way."""
+        if heads == self.end:
+            return self.revisions
+        last = max((i for i, segment in enumerate(self.segments) if segment.recorded == heads), default=None)
+        if last is None or heads == self.start:
+            return ()
+        left = {s.revision for segment in self.segments[last:] for s in segment.statements}
+        left |= {segment.revision for segment in self.segments[last:]}
+        passed = itertools.takewhile(lambda revision: revision.id not in left, self.revisions)
+        return tuple(passed)
 
     @cached_property
     def changes_role(self) -> bool:

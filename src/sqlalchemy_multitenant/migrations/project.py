@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import cached_property
 from types import TracebackType
 from typing import Self
@@ -22,7 +21,8 @@ from .fleet import read_heads
 from .history import History, dialect_of
 from .ledger import SHOWN_RUNS, Ledger, ResultRecord, RunRecord
 from .plan import Destination, Heads
-from .report import SHARED, EditedRevision, TenantMigrationStatus, TenantResult
+from .report import SHARED, EditedRevision, TenantMigrationStatus
+from .sources import Sources
 
 
 class Project:
@@ -34,6 +34,7 @@ class Project:
         self.shared_history = History.of(config, SHARED, lambda: self._dialect)
         self.members = Membership(config, lambda: self.engine)
         self.ledger = Ledger(config.schemas.shared_schema)
+        self.sources = Sources(self.ledger, lambda: self.engine)
 
     @cached_property
     def url(self) -> URL:
@@ -191,32 +192,4 @@ class Project:
     def edited_revisions(self) -> list[EditedRevision]:
         """The revisions that do something else now than when they were first applied. Tenants that have
         them never get what was changed."""
-        edited = []
-        with self.engine.connect() as connection:
-            if not self.ledger.is_installed(connection):
-                return []
-            for history in (self.shared_history, self.tenant_history):
-                here = {revision.id: revision for revision in history.revisions()}
-                known = self.ledger.known_sources(connection, history.label)
-                edited += [
-                    EditedRevision(history.label, here[revision].id, here[revision].name)
-                    for revision, then in known.items()
-                    if revision in here and history.is_edited(revision, then)
-                ]
-        return edited
-
-    def _note_sources(self, results: Iterable[TenantResult], history: History | None = None) -> None:
-        """Note what the revisions are that somebody has now, and that were not known."""
-        history = history or self.tenant_history
-        ends = {result.end for result in results if result.error is None and result.end}
-        if not ends or not history.exists:
-            return
-        applied: set[str] = set()
-        for heads in ends:
-            with suppress(MigrationError):  # at a revision that is not here
-                applied |= {revision.id for revision in history.applied(heads)}
-        with self.engine.begin() as connection:
-            if not self.ledger.is_installed(connection):
-                return
-            new = applied - self.ledger.known_sources(connection, history.label).keys()
-            self.ledger.note_sources(connection, history.label, {r: history.source(r) for r in new})
+        return self.sources.edited(self.shared_history, self.tenant_history)

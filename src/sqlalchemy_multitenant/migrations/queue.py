@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import heapq
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -14,13 +17,25 @@ Result = TypeVar("Result")
 class WorkQueue(Generic[Item, Result]):
     """Runs `work` for each item, at most `concurrency` at one time.
 
-    `work` must not raise: what goes wrong belongs in its result.
+    `work` must not raise: what goes wrong belongs in its result. It returns None for an item that it has put
+    back (`again`).
+
+    Args:
+        abandon: called on a second Ctrl-C: is to have what runs end soon.
     """
 
-    def __init__(self, items: Sequence[Item], work: Callable[[Item], Result], concurrency: int) -> None:
+    def __init__(
+        self,
+        items: Sequence[Item],
+        work: Callable[[Item], Result | None],
+        concurrency: int,
+        abandon: Callable[[], object] | None = None,
+    ) -> None:
         self._items = iter(items)
-        self._work = work
-        self._lock = threading.Lock()
+        self._later: list[tuple[float, int, Item]] = []
+        self._numbers = count()
+        self._work, self._abandon = work, abandon
+        self._changed = threading.Condition()
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
         self._stopped = False
         self._threads = [
@@ -30,16 +45,34 @@ class WorkQueue(Generic[Item, Result]):
 
     def stop(self) -> None:
         """Start nothing new; what runs is finished."""
-        self._stopped = True
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+
+    def again(self, item: Item, after_s: float) -> None:
+        """Put an item back, behind all others, to be tried after so many seconds."""
+        with self._changed:
+            heapq.heappush(self._later, (time.monotonic() + after_s, next(self._numbers), item))
+            self._changed.notify()
 
     def _next(self) -> Item | None:
-        with self._lock:
-            return None if self._stopped else next(self._items, None)
+        with self._changed:
+            while not self._stopped:
+                if (item := next(self._items, None)) is not None:
+                    return item
+                if not self._later:
+                    return None
+                wait_s = self._later[0][0] - time.monotonic()
+                if wait_s <= 0:
+                    return heapq.heappop(self._later)[2]
+                self._changed.wait(wait_s)
+            return None
 
     def _run(self) -> None:
         try:
             while (item := self._next()) is not None:
-                self._results.put(self._work(item))
+                if (result := self._work(item)) is not None:
+                    self._results.put(result)
         except BaseException as error:
             self._results.put(error)
         finally:
@@ -61,5 +94,14 @@ class WorkQueue(Generic[Item, Result]):
                     yield result
         finally:
             self.stop()
-            for thread in self._threads:
-                thread.join()
+            try:
+                self._join()
+            except KeyboardInterrupt:
+                if self._abandon is not None:
+                    self._abandon()
+                self._join()
+                raise
+
+    def _join(self) -> None:
+        for thread in self._threads:
+            thread.join()

@@ -37,3 +37,31 @@ def require_shared(
                 "`multitenant migrate --shared` first",
                 revision=revision,
             )
+
+
+def require_nobody_above(
+    plans: Iterable[MigrationPlan], heads: Iterable[Heads], tenant_history: History, shared_history: History
+) -> None:
+    """Refuse to take shared revisions back that tenants' ones build on.
+
+    Args:
+        plans: downgrades of the shared schema.
+        heads: those of all tenants.
+
+    Raises:
+        MigrationError: names the revision, and the one that is built on it.
+    """
+    undone = {revision.id for plan in plans for revision in plan.revisions}
+    for at in heads:
+        try:
+            applied = tenant_history.applied(at)
+        except MigrationError:  # at a revision that is not here
+            continue
+        for revision in applied:
+            needed = tenant_history.required_shared(revision.id)
+            if needed is not None and shared_history.resolve(needed) in undone:
+                raise MigrationError(
+                    f"tenants' revision {revision.id!r} builds on it, and some tenants have that: "
+                    "roll those back first",
+                    revision=shared_history.resolve(needed),
+                )

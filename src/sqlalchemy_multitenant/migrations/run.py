@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -13,12 +12,14 @@ from typing import Protocol
 from sqlalchemy import Engine
 
 from ..errors import MigrationError
+from .guards import SchemaLockedError
+from .journey import Journey
 from .ledger import Ledger, RunState
 from .options import RunOptions
 from .plan import Destination, Heads
 from .queue import WorkQueue
 from .report import MigrationState, TenantResult
-from .runner import SchemaRunner
+from .runner import BACK_OFF_S, SchemaRunner
 from .ways import Way
 
 logger = logging.getLogger("sqlalchemy_multitenant")
@@ -47,8 +48,9 @@ class Job:
 class Journal(Protocol):
     """Keeps what happens in a run."""
 
-    def end(self, results: Sequence[TenantResult], reason: str | None) -> Sequence[TenantResult]: ...
+    def done(self, result: TenantResult) -> None: ...
     def failed(self, results: Sequence[TenantResult]) -> None: ...
+    def end(self, results: Sequence[TenantResult], reason: str | None) -> Sequence[TenantResult]: ...
 
 
 class LedgerJournal:
@@ -57,16 +59,33 @@ class LedgerJournal:
 
     Args:
         schemas: each tenant's schema.
+        note: notes what the revisions are that a schema has, of these heads.
     """
 
-    def __init__(self, ledger: Ledger, engine: Engine, run: int, schemas: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        engine: Engine,
+        run: int,
+        schemas: Mapping[str, str],
+        note: Callable[[Heads], object],
+    ) -> None:
         self.run = run
-        self._ledger, self._engine, self._schemas = ledger, engine, schemas
+        self._ledger, self._engine, self._schemas, self._note = ledger, engine, schemas, note
+        self._noted: set[Heads] = set()
         self._unwritten: list[tuple[str, TenantResult]] = []
         self._lock = threading.Lock()
 
+    def done(self, result: TenantResult) -> None:
+        """A tenant has moved, and has noted so in its own transaction. With the first one, what the revisions
+        are is noted: it may be the last one, too."""
+        with self._lock:
+            if result.end not in self._noted:
+                self._note(result.end)
+                self._noted.add(result.end)
+
     def failed(self, results: Sequence[TenantResult]) -> None:
-        """Tenants failed; the others are noted where they succeed."""
+        """Tenants failed."""
         with self._lock:
             self._unwritten += self._placed(results)
             self._write()
@@ -85,39 +104,42 @@ class LedgerJournal:
         return True
 
     def end(self, results: Sequence[TenantResult], reason: str | None) -> Sequence[TenantResult]:
-        """The run is over. Tenants' commits do not wait for the disk, and this one does: what the server has
-        forgotten of them, since it was lost in between, is returned as failures."""
-        done = [result for result in results if result.state is MigrationState.DONE]
+        """The run is over. Tenants' commits do not wait for the disk, and this one does. Returns what has to
+        be told otherwise: what the server has forgotten, since it was lost in between; and what it has
+        done, though its answer was lost."""
         try:
             self._end(results, reason)
             with self._engine.connect() as connection:
                 kept = self._ledger.find_done(connection, self.run)
-            lost = [_as_lost(result) for result in done if result.tenant not in kept]
-            if lost:
-                by_tenant = {result.tenant: result for result in [*results, *lost]}
+            changed = [other for result in results if (other := _as_kept(result, kept)) is not result]
+            if changed:
                 with self._lock:  # with their transactions, the ledger has lost what it knew of them
+                    lost = [result for result in changed if result.state is MigrationState.FAILED]
                     self._unwritten += self._placed(lost)
+                by_tenant = {result.tenant: result for result in [*results, *changed]}
                 self._end(list(by_tenant.values()), reason)
         except Exception:
             logger.warning("the end of run %s could not be written", self.run, exc_info=True)
-            return [_as_lost(result) for result in done]
-        return lost
+            return [_as_kept(result, {}) for result in results if result.state is MigrationState.DONE]
+        return changed
 
     def _end(self, results: Sequence[TenantResult], reason: str | None) -> None:
-        counts = {
-            "succeeded": sum(r.state is MigrationState.DONE for r in results),
-            "failed": sum(r.state is MigrationState.FAILED for r in results),
-            "skipped": sum(r.state is MigrationState.SKIPPED for r in results),
-        }
-        state = RunState.FAILED if counts["failed"] else RunState.DONE
+        any_failed = any(result.state is MigrationState.FAILED for result in results)
+        state = RunState.FAILED if any_failed else RunState.DONE
         state = RunState.STOPPED if reason else state
         with self._lock, self._engine.begin() as connection:
             self._ledger.add_failures(connection, self.run, self._unwritten)
-            self._ledger.end_run(connection, self.run, state, counts, reason)
+            self._ledger.end_run(connection, self.run, state, reason)
         self._unwritten.clear()
 
 
-def _as_lost(result: TenantResult) -> TenantResult:
+def _as_kept(result: TenantResult, kept: Mapping[str, Heads]) -> TenantResult:
+    """A result as the server has kept it: the same, where that is so."""
+    is_kept = result.tenant in kept
+    if is_kept is (result.state is MigrationState.DONE):
+        return result
+    if is_kept:
+        return replace(result, state=MigrationState.DONE, end=kept[result.tenant], error=None)
     error = MigrationError(
         "the server was lost before it was surely on the disk; migrate it again", result.tenant
     )
@@ -143,6 +165,7 @@ class FleetRun:
         self._lock = threading.Lock()
         self._failures = self._total = 0
         self._queue: WorkQueue[Job, TenantResult] | None = None
+        self._journeys: dict[str, Journey] = {}
         self.results: dict[str, TenantResult] = {}
         self.stopped: str | None = None
 
@@ -159,6 +182,7 @@ class FleetRun:
                 self._journal.failed(failed)
             for result in failed:
                 self._note(result)
+            self._judge_failed([r.tenant for r in failed if r.tenant in self._options.named_canaries])
             canaries = set(self._options.choose_canaries([job.to.name for job in jobs]))
             first = [job for job in jobs if job.to.name in canaries]
             rest = [job for job in jobs if job.to.name not in canaries]
@@ -168,30 +192,50 @@ class FleetRun:
             if rest and self.stopped is None:
                 self._drain(_from_anywhere(rest))
         except BaseException as error:
-            why = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error)
+            why = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
             self.stopped = self.stopped or why
             raise
         finally:
-            for job in jobs:
-                skipped = TenantResult(
-                    tenant=job.to.name, state=MigrationState.SKIPPED, start=job.start, end=job.start
-                )
-                self.results.setdefault(job.to.name, skipped)
-            for lost in self._journal.end(list(self.results.values()), self.stopped):
-                self.results[lost.tenant] = lost
+            self._end(jobs)
+
+    def _end(self, jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            skipped = TenantResult(
+                tenant=job.to.name, state=MigrationState.SKIPPED, start=job.start, end=job.start
+            )
+            self.results.setdefault(job.to.name, skipped)
+        ways = {job.to.name: job.way for job in jobs}
+        for changed in self._journal.end(list(self.results.values()), self.stopped):
+            self.results[changed.tenant] = changed
+            if changed.state is MigrationState.DONE:
+                applied = [r.id for r in ways[changed.tenant](changed.start).before(changed.end)]
+                self.results[changed.tenant] = replace(changed, applied=tuple(applied))
 
     def _drain(self, jobs: Sequence[Job]) -> None:
-        self._queue = WorkQueue(jobs, self._do, self._options.concurrency)
-        for result in self._queue:
-            self.results[result.tenant] = result
+        self._queue = WorkQueue(jobs, self._do, self._options.concurrency, self._runner.cancel)
+        for _ in self._queue:
+            pass
 
-    def _do(self, job: Job) -> TenantResult:
+    def _do(self, job: Job) -> TenantResult | None:
         to = job.to
-        result = self._runner.run(to, job.start, job.way, lambda: self._tell(to.name, MigrationState.RUNNING))
+        journey = self._journeys.setdefault(to.name, Journey(to, job.start))
+        try:
+            result = self._runner.run(
+                journey, job.way, lambda: self._tell(to.name, MigrationState.RUNNING), waits=False
+            )
+        except SchemaLockedError:
+            # Two machines share the work in that none waits for a tenant that the other one has.
+            assert self._queue is not None  # noqa: S101 - it calls this
+            self._queue.again(job, random.uniform(*BACK_OFF_S))  # noqa: S311 - no secret
+            return None
+        # Here, and not where the results are read: an interrupt leaves those in the queue.
+        self.results[to.name] = result
         self._tell(to.name, result.state)
         if result.error is not None:
             self._journal.failed([result])
             self._note(result)  # before this worker takes its next tenant
+        elif result.state is MigrationState.DONE:
+            self._journal.done(result)
         return result
 
     def _tell(self, tenant: str, state: MigrationState) -> None:
@@ -206,8 +250,11 @@ class FleetRun:
         with self._lock:
             self._failures += 1
             on_error = self._options.on_error
-            if on_error is not None and on_error(result.tenant, result.error) == "abort":
+            answer = None if on_error is None else on_error(result.tenant, result.error)
+            if answer == "abort":
                 self._stop(f"on_error said so about tenant {result.tenant!r}")
+            elif answer not in (None, "continue"):
+                self._stop(f"on_error returned {answer!r}, which is neither 'continue' nor 'abort'")
             budget = self._options.budget
             if budget is not None and not budget.allows(self._failures, self._total):
                 self._stop(f"{self._failures} failed, more than max_failures ({budget.limit}) allows")
@@ -220,21 +267,28 @@ class FleetRun:
     def _judge(self, canaries: Sequence[Job]) -> None:
         """Decide by the canaries whether the others are to follow."""
         results = [self.results[job.to.name] for job in canaries if job.to.name in self.results]
-        failed = [result.tenant for result in results if result.error is not None]
-        if failed:
-            self._stop(f"of the canaries, {', '.join(failed)} failed")
+        if self._judge_failed([result.tenant for result in results if result.error is not None]):
             return
         factor = self._options.canary_factor
         done = [result for result in results if result.state is MigrationState.DONE]
         if factor is None or not done:
             return
         slowest = max(done, key=lambda result: result.duration_ms)
-        most_s = max(self._trial_s(slowest.start) * factor, LEAST_CANARY_S)
+        try:
+            most_s = max(self._trial_s(slowest.start) * factor, LEAST_CANARY_S)
+        except MigrationError as error:
+            self._stop(f"how long an empty schema takes cannot be told, since it fails there: {error}")
+            return
         if slowest.duration_ms / 1000 > most_s:
             self._stop(
                 f"canary {slowest.tenant} took {slowest.duration_ms / 1000:.1f} s; {factor:g} times what an "
                 f"empty schema takes are {most_s:.1f} s"
             )
+
+    def _judge_failed(self, canaries: Sequence[str]) -> bool:
+        if canaries:
+            self._stop(f"of the canaries, {', '.join(canaries)} failed")
+        return bool(canaries)
 
 
 def _from_anywhere(jobs: Sequence[Job]) -> Sequence[Job]:
@@ -243,10 +297,3 @@ def _from_anywhere(jobs: Sequence[Job]) -> Sequence[Job]:
         return jobs
     start = random.randrange(len(jobs))  # noqa: S311 - no secret
     return [*jobs[start:], *jobs[:start]]
-
-
-def timed(work: Callable[[], object]) -> float:
-    """How long `work` takes, in seconds."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 
 from ..errors import MigrationError, TenantError
 from .apply import migrate_schema
-from .guards import PlanOutdatedError, SchemaLockedError
+from .batch import driver_of
+from .guards import PlanOutdatedError, SchemaGuards, SchemaLockedError
 from .history import History
 from .hooks import HookCalls
-from .ledger import Ledger
+from .journey import Journey
+from .ledger import Ledger, is_held_by_run
+from .parts import HalfDoneError
 from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .report import MigrationState, TenantResult
 from .ways import Way
@@ -36,8 +39,11 @@ RETRIED_SQLSTATES = {
 """What trying again may help against (https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
 
 MAX_ATTEMPTS = 6
-LOCKED_PATIENCE_S = 30.0
-"""How long another migrator may be at work on a schema, in seconds."""
+
+BACK_OFF_S = (0.05, 0.5)
+"""How long to leave a schema alone that another migrator is at work on, in seconds: from, to."""
+
+_CANCEL_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,99 +69,141 @@ class SchemaRunner:
 
     def __init__(self, history: History, engine: Engine, books: Bookkeeping, hooks: HookCalls) -> None:
         self._history, self._engine, self._books, self._hooks = history, engine, books, hooks
+        self._at_work: set[psycopg.Connection[Any]] = set()
+        self._is_cancelled = False
 
-    def run(self, to: Destination, start: Heads, way: Way, on_start: Callable[[], object]) -> TenantResult:
-        """Move one schema from `start`, or from where it turns out to be.
+    def cancel(self) -> None:
+        """Have all that runs now end with an error, and be rolled back."""
+        self._is_cancelled = True
+        for driver in list(self._at_work):
+            with suppress(psycopg.Error):
+                driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
+
+    def run(
+        self, journey: Journey, way: Way, on_start: Callable[[], object], *, waits: bool = True
+    ) -> TenantResult:
+        """Move one schema from where it is.
 
         Args:
             way: makes the plan from given heads.
             on_start: called before the first attempt, where there is anything to do.
+            waits: while another migrator is at work on it; else that is raised.
+
+        Raises:
+            SchemaLockedError: another migrator is; go on with the journey later.
         """
-        begun = False
-
-        def begin() -> None:
-            nonlocal begun
-            begun = True
-            on_start()
-            self._hooks.before_tenant(to.name)
-
-        result = self._move(to, start, way, begin)
-        if begun:
-            self._hooks.after_tenant(to.name, result)
+        result = self._move(journey, way, on_start, waits=waits)
+        if journey.is_begun:
+            self._hooks.after_tenant(journey.to.name, result)
         return result
 
-    def _move(self, to: Destination, start: Heads, way: Way, on_start: Callable[[], object]) -> TenantResult:
-        timer = _Timer(to)
-        patience = time.monotonic() + LOCKED_PATIENCE_S
+    def _move(
+        self, journey: Journey, way: Way, on_start: Callable[[], object], *, waits: bool
+    ) -> TenantResult:
+        plan: MigrationPlan | None = None
         while True:
             try:
-                plan = way(start)
+                plan = way(journey.at)
                 if plan.is_empty:
-                    return timer.result(MigrationState.SKIPPED, start)
-                if not timer.attempts:
-                    on_start()
-                timer.attempts += 1
-                self._apply(plan, to, timer)
+                    return journey.result(MigrationState.DONE if journey.applied else MigrationState.SKIPPED)
+                self._begin(journey, on_start)
+                self._apply(plan, journey)
             except PlanOutdatedError as outdated:
-                start = outdated.found
+                self._find(journey, plan, outdated.found)
             except SchemaLockedError as locked:
-                if time.monotonic() > patience:
-                    return timer.result(MigrationState.FAILED, start, error=locked)
-                timer.retried("locked")
-                time.sleep(random.uniform(0.05, 0.5))  # noqa: S311 - no secret
+                journey.retries["locked"] += 1
+                if not journey.is_patient and not self._is_worked_on(journey):
+                    return journey.result(MigrationState.FAILED, error=locked)
+                if not waits:
+                    raise
+                time.sleep(random.uniform(*BACK_OFF_S))  # noqa: S311 - no secret
             except Exception as error:
                 # An online revision may raise anything.
+                self._find(journey, plan)
                 reason = transient_reason(error)
-                if reason is None or timer.attempts >= MAX_ATTEMPTS:
-                    return timer.result(MigrationState.FAILED, start, error=_translated(error, to))
-                timer.retried(reason)
-                time.sleep(random.uniform(0, 0.1 * 2**timer.attempts))  # noqa: S311 - no secret
+                failures = journey.attempts - journey.retries["locked"]
+                if reason is None or failures >= MAX_ATTEMPTS or self._is_cancelled:
+                    failure = _translated(error, journey.to)
+                    return journey.result(MigrationState.FAILED, error=failure)
+                journey.retries[reason] += 1
+                time.sleep(random.uniform(0, 0.1 * 2**failures))  # noqa: S311 - no secret
             else:
-                return timer.done(plan)
+                journey.went(plan, plan.end)
+                return journey.result(MigrationState.DONE)
 
-    def _apply(self, plan: MigrationPlan, to: Destination, timer: _Timer) -> None:
-        books, before_commit = self._books, []
+    def _begin(self, journey: Journey, on_start: Callable[[], object]) -> None:
+        if not journey.is_begun:
+            journey.is_begun = True
+            on_start()
+            self._hooks.before_tenant(journey.to.name)
+        journey.attempts += 1
+
+    def _is_worked_on(self, journey: Journey) -> bool:
+        """Whether who holds the lock is a migrator in the middle of its run."""
+        with suppress(Exception), self._engine.connect() as connection:
+            if is_held_by_run(connection, journey.to.schema):
+                journey.wait_on()
+                return True
+        return False
+
+    def _find(self, journey: Journey, plan: MigrationPlan | None, found: Heads | None = None) -> None:
+        """Where the schema is after a plan was not applied whole: a part of it may have been committed, or
+        all of it, and the answer been lost.
+
+        Args:
+            found: what the record says, where that is known.
+        """
+        if plan is None or not journey.attempts:
+            return
+        with suppress(Exception), self._engine.connect() as connection:
+            if found is None:
+                if not plan.has_borders:
+                    return  # where it was; or if only the answer was lost, the next attempt finds it
+                guards = SchemaGuards(driver_of(connection), journey.to, plan, self._history.version_table)
+                found = guards.read_record()
+            if found == journey.at:
+                return
+            if self._is_ours(connection, journey.to, plan, found):
+                journey.went(plan, found)
+                return
+        if found is not None:
+            journey.set_out(found)
+
+    def _is_ours(self, connection: Connection, to: Destination, plan: MigrationPlan, found: Heads) -> bool:
+        """Whether the plan has brought the schema there, and not another migrator's."""
+        if found != plan.end:
+            return plan.has_borders and found in {segment.recorded for segment in plan.segments}
+        run = self._books.run
+        return run is not None and self._books.ledger.is_done(connection, run, to.name)
+
+    def _apply(self, plan: MigrationPlan, journey: Journey) -> None:
+        books, to, before_commit = self._books, journey.to, []
         if books.run is not None:
-            before_commit = [books.ledger.done_sql(books.run, to, plan, timer.attempts, timer.retries)]
+            counts: dict[str, Any] = {"attempts": journey.attempts, "retries": journey.retries}
+            before_commit = [books.ledger.done_sql(books.run, to, plan, journey.start, **counts)]
         with self._engine.connect() as connection:
-            migrate_schema(
-                connection,
-                plan,
-                self._history,
-                to,
-                books.timeouts,
-                shared_schema=books.shared_schema,
-                before_commit=before_commit,
-                observer=self._hooks.observer(to.name),
-            )
-
-
-class _Timer:
-    """Makes the results for one schema."""
-
-    def __init__(self, to: Destination) -> None:
-        self._to = to
-        self._started = time.perf_counter()
-        self.attempts = 0
-        self.retries: Counter[str] = Counter()
-
-    def retried(self, reason: str) -> None:
-        """Count one attempt that is made again."""
-        self.retries[reason] += 1
-
-    def done(self, plan: MigrationPlan) -> TenantResult:
-        applied = tuple(revision.id for revision in plan.revisions)
-        return self.result(MigrationState.DONE, plan.start, end=plan.end, applied=applied)
-
-    def result(self, state: MigrationState, start: Heads, **more: Any) -> TenantResult:
-        values = {"end": start, "attempts": max(self.attempts, 1), "retries": dict(self.retries), **more}
-        duration_ms = (time.perf_counter() - self._started) * 1000
-        return TenantResult(tenant=self._to.name, state=state, start=start, duration_ms=duration_ms, **values)
+            driver = driver_of(connection)
+            self._at_work.add(driver)
+            try:
+                if self._is_cancelled:
+                    raise MigrationError("interrupted before it was begun", to.name)
+                migrate_schema(
+                    connection,
+                    plan,
+                    self._history,
+                    to,
+                    books.timeouts,
+                    shared_schema=books.shared_schema,
+                    before_commit=before_commit,
+                    observer=self._hooks.observer(to.name),
+                )
+            finally:
+                self._at_work.discard(driver)
 
 
 def transient_reason(error: BaseException) -> str | None:
     """Why trying again may help, in a word or two; None where it will not."""
-    seen: BaseException | None = error
+    seen: BaseException | None = None if isinstance(error, HalfDoneError) else error
     while seen is not None:
         if isinstance(seen, psycopg.Error):
             if isinstance(seen, psycopg.OperationalError) and seen.sqlstate is None:

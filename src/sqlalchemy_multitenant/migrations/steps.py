@@ -7,9 +7,7 @@ the shared schema, written in the transaction that did it, or right after the st
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from itertools import groupby
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psycopg
@@ -17,7 +15,7 @@ import psycopg
 from ..catalog.table import qualified
 from ..engines.pipeline import send_all
 from ..errors import MigrationError
-from ..naming import quote_literal
+from ..naming import quote_ident, quote_literal
 from .plan import MigrationPlan, Segment, Statement
 
 TABLE = "multitenant_steps"
@@ -25,17 +23,16 @@ TABLE = "multitenant_steps"
 
 def plan_install(shared_schema: str) -> str:
     """The statement that makes the table."""
-    return (
-        f"CREATE TABLE IF NOT EXISTS {qualified(shared_schema, TABLE)} ("
-        "schema_name text PRIMARY KEY, revision text NOT NULL, done integer NOT NULL, digest text NOT NULL, "
-        "updated_at timestamptz NOT NULL DEFAULT now())"
-    )
-
-
-def by_revision(statements: Sequence[Statement]) -> Iterator[tuple[str | None, list[Statement]]]:
-    """Neighbours of one revision, together."""
-    for revision, group in groupby(statements, lambda statement: statement.revision):
-        yield revision, list(group)
+    return f"""CREATE TABLE IF NOT EXISTS {qualified(shared_schema, TABLE)} (
+    schema_name text PRIMARY KEY,
+    schema_id oid NOT NULL,
+    revision text NOT NULL,
+    is_downgrade boolean NOT NULL,
+    done integer NOT NULL,
+    digest text NOT NULL,
+    is_begun boolean NOT NULL,
+    updated_at timestamptz NOT NULL DEFAULT now()
+)"""
 
 
 def _of_revision(plan: MigrationPlan, revision: str | None) -> list[Statement]:
@@ -52,54 +49,97 @@ def _digest(plan: MigrationPlan, revision: str | None, done: int) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()
 
 
-def skip_done(plan: MigrationPlan, segment: Segment, revision: str | None, done: int) -> Segment:
-    """`segment` without what is among the first `done` statements of `revision`."""
-    if revision is None:
-        return segment
-    finished = {id(statement) for statement in _of_revision(plan, revision)[:done]}
-    return replace(segment, statements=tuple(s for s in segment.statements if id(s) not in finished))
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How much of a revision is done.
+
+    Attributes:
+        revision: the one that was left half done, or None.
+        done: how many of its statements are.
+        is_begun: whether the one after those may be, too: what it is about was seen as it was before.
+    """
+
+    revision: str | None = None
+    done: int = 0
+    is_begun: bool = False
+
+    def has_done(self, plan: MigrationPlan, statement: Statement) -> bool:
+        """Whether this statement of the plan is."""
+        return statement.revision == self.revision and position(plan, statement) < self.done
+
+    def has_begun(self, plan: MigrationPlan, statement: Statement) -> bool:
+        """Whether this statement of the plan may be."""
+        is_next = statement.revision == self.revision and position(plan, statement) == self.done
+        return is_next and self.is_begun
+
+    def left_of(self, plan: MigrationPlan, segment: Segment) -> Segment:
+        """`segment` without what is done."""
+        if self.revision is None:
+            return segment
+        left = tuple(s for s in segment.statements if not self.has_done(plan, s))
+        return replace(segment, statements=left)
 
 
 class Steps:
-    """The note about one schema."""
+    """The note about one schema. It tells nothing of another one that was made by the same name later."""
 
     def __init__(self, shared_schema: str, schema: str) -> None:
         self._table = qualified(shared_schema, TABLE)
         self._schema = schema
+        self._id = f"to_regnamespace({quote_literal(quote_ident(schema))})::oid"
+        self._where = f"schema_name = {quote_literal(schema)} AND schema_id = {self._id}"
 
     @property
     def forget_sql(self) -> str:
         """The statement that takes the note away."""
         return f"DELETE FROM {self._table} WHERE schema_name = {quote_literal(self._schema)}"
 
-    def note_sql(self, plan: MigrationPlan, statement: Statement, done: int) -> str:
+    @property
+    def none_condition(self) -> str:
+        """A condition: there is no note."""
+        return f"NOT EXISTS (SELECT FROM {self._table} WHERE {self._where})"
+
+    def note_sql(
+        self, plan: MigrationPlan, statement: Statement, done: int, *, is_begun: bool = False
+    ) -> str:
         """The statement that notes that so many statements of a revision are done."""
-        values = (self._schema, str(statement.revision), _digest(plan, statement.revision, done))
-        schema, revision, digest = map(quote_literal, values)
+        revision, digest = str(statement.revision), _digest(plan, statement.revision, done)
+        schema, revision, digest = map(quote_literal, (self._schema, revision, digest))
+        values = f"{schema}, {self._id}, {revision}, {plan.is_downgrade}, {done}, {digest}, {is_begun}"
         return (
-            f"INSERT INTO {self._table} (schema_name, revision, done, digest) "
-            f"VALUES ({schema}, {revision}, {done}, {digest}) ON CONFLICT (schema_name) DO UPDATE SET "
-            "revision = excluded.revision, done = excluded.done, digest = excluded.digest, updated_at = now()"
+            f"INSERT INTO {self._table} "
+            f"(schema_name, schema_id, revision, is_downgrade, done, digest, is_begun) VALUES ({values}) "
+            "ON CONFLICT (schema_name) DO UPDATE SET schema_id = excluded.schema_id, "
+            "revision = excluded.revision, is_downgrade = excluded.is_downgrade, done = excluded.done, "
+            "digest = excluded.digest, is_begun = excluded.is_begun, updated_at = now()"
         )
 
-    def read(self, driver: psycopg.Connection[Any], plan: MigrationPlan) -> tuple[str | None, int]:
-        """The revision that was left half done, and how many of its statements are.
+    def read(self, driver: psycopg.Connection[Any], plan: MigrationPlan) -> Progress:
+        """What a run that did not end has left to the plan.
 
         Raises:
-            MigrationError: the revision's file was changed since.
+            MigrationError: the plan would not finish it, or the revision's file was changed since.
         """
-        where = f"schema_name = {quote_literal(self._schema)}"
-        sql = f"SELECT revision, done, digest FROM {self._table} WHERE {where}"
+        columns = "revision, is_downgrade, done, digest, is_begun"
+        sql = f"SELECT {columns} FROM {self._table} WHERE {self._where}"
         (result,) = send_all(driver, [sql.encode()])
         if not result.ntuples:
-            return None, 0
-        revision, done, digest = (bytes(result.get_value(0, n) or b"").decode() for n in range(3))
-        if revision not in {r.id for r in plan.revisions}:
-            return None, 0
+            return Progress()
+        values = (bytes(result.get_value(0, n) or b"").decode() for n in range(5))
+        revision, was_downgrade, done, digest, is_begun = values
+        by_hand = f"by hand and delete the row of {self._schema!r} in {self._table}"
+        is_downgrade = was_downgrade == "t"
+        if is_downgrade != plan.is_downgrade or revision not in {r.id for r in plan.revisions}:
+            state, finish = ("undone", "rollback") if is_downgrade else ("applied", "migrate")
+            raise MigrationError(
+                f"it was left half {state} ({done} of its statements were run): let `multitenant {finish}` "
+                f"finish it first; or undo them {by_hand}",
+                revision=revision,
+            )
         if _digest(plan, revision, int(done)) != digest:
             raise MigrationError(
                 f"{done} statements of it were run before the last run ended, and it was changed since: take "
-                f"the change back, or finish by hand and delete the row of {self._schema!r} in {self._table}",
+                f"the change back, or finish {by_hand}",
                 revision=revision,
             )
-        return revision, int(done)
+        return Progress(revision, int(done), is_begun == "t")

@@ -31,9 +31,12 @@ def way_back(history: History, to: str | None, steps: int | None) -> Callable[[H
         first = history.plan_downgrade(start, f"-{steps}")
 
         def way(heads: Heads) -> MigrationPlan:
-            # A connection may be lost while it commits. To try again must not take back some more.
+            # A connection may be lost while it commits, and a revision may fail after others were committed.
+            # To try again must not take back some more.
             if heads == first.end:
                 return MigrationPlan(heads, heads, (), ())
+            if len(heads) == 1 and heads[0] in {revision.id for revision in first.revisions[1:]}:
+                return history.plan_downgrade(heads, first.end[0] if first.end else "base")
             if heads != start:
                 raise MigrationError(f"it was moved to {', '.join(heads) or 'base'} meanwhile; run it again")
             return first

@@ -1,0 +1,77 @@
+"""What revisions were when they were first applied, and which of them do something else now."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+
+from sqlalchemy import Engine
+
+from ..errors import MigrationError
+from .history import History
+from .ledger import Ledger
+from .plan import Heads
+from .report import EditedRevision
+
+logger = logging.getLogger("sqlalchemy_multitenant")
+
+
+class Sources:
+    """The hashes of revisions in the ledger. Nobody's migration fails because of them."""
+
+    def __init__(self, ledger: Ledger, get_engine: Callable[[], Engine]) -> None:
+        self._ledger, self._get_engine = ledger, get_engine
+
+    def note(self, history: History, heads: Iterable[Heads], *, install: bool = False) -> None:
+        """Note what the revisions are that schemas at `heads` have, those that are not known yet.
+
+        Args:
+            install: make the ledger, where there is none.
+        """
+        applied: set[str] = set()
+        for at in set(heads):
+            with suppress(MigrationError):  # at a revision that is not here
+                applied |= {revision.id for revision in history.applied(at)}
+        if not applied:
+            return
+        try:
+            with self._get_engine().begin() as connection:
+                if install:
+                    self._ledger.install(connection)
+                elif not self._ledger.is_installed(connection):
+                    return
+                new = applied - self._ledger.known_sources(connection, history.label).keys()
+                self._ledger.note_sources(connection, history.label, {r: history.source(r) for r in new})
+        except Exception:
+            logger.warning("what the revisions are could not be noted", exc_info=True)
+
+    def forget(self, history: History, heads: Iterable[Heads]) -> None:
+        """Forget those that nobody has any more: they may be changed, and applied anew.
+
+        Args:
+            heads: of all schemas that there are.
+        """
+        try:
+            applied = {revision.id for at in set(heads) for revision in history.applied(at)}
+            with self._get_engine().begin() as connection:
+                gone = self._ledger.known_sources(connection, history.label).keys() - applied
+                self._ledger.forget_sources(connection, history.label, gone)
+        except Exception:
+            logger.warning("what revisions were could not be forgotten", exc_info=True)
+
+    def edited(self, *histories: History) -> list[EditedRevision]:
+        """The revisions that do something else now."""
+        edited: list[EditedRevision] = []
+        with self._get_engine().connect() as connection:
+            if not self._ledger.is_installed(connection):
+                return []
+            for history in histories:
+                here = {revision.id: revision for revision in history.revisions()}
+                known = self._ledger.known_sources(connection, history.label)
+                edited += [
+                    EditedRevision(history.label, here[revision].id, here[revision].name)
+                    for revision, then in known.items()
+                    if revision in here and history.is_edited(revision, then)
+                ]
+        return edited
