@@ -25,10 +25,11 @@ _WORD = re.compile(r"\b(?:abort|begin|commit|end|prepare|rollback|start)\b", re.
 
 # A body that is not empty. Only in CREATE FUNCTION: `SELECT begin atomic` is a column and its alias.
 _ATOMIC = re.compile(
-    r"(?P<head>\s*create\s+(?:or\s+replace\s+)?(?:function|procedure)\b.*?)"
+    r"(?P<head>\bcreate\s+(?:or\s+replace\s+)?(?:function|procedure)\b.*?)"
     r"\bbegin\s+atomic\b(?!\s*end\b)",
     re.IGNORECASE | re.DOTALL,
 )
+_BEGIN_ATOMIC = re.compile(r"\bbegin\s+atomic\b", re.IGNORECASE)
 _END = re.compile(r"\s*end\b", re.IGNORECASE)
 
 _COMMAND = re.compile(
@@ -94,6 +95,8 @@ def names_only(sql: str) -> str:
 
 
 def _opens_body(code: str) -> bool:
+    if not _BEGIN_ATOMIC.search(code):
+        return False
     # In parentheses it would be a parameter `begin` of a type `atomic`.
     return any(m["head"].count("(") == m["head"].count(")") for m in _ATOMIC.finditer(code))
 

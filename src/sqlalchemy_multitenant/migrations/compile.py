@@ -11,13 +11,12 @@ import copy
 import io
 import sys
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from alembic.ddl.postgresql import PostgresqlImpl
 from alembic.operations import Operations
 from alembic.runtime.environment import EnvironmentContext
-from alembic.runtime.migration import HeadMaintainer, RevisionStep
+from alembic.runtime.migration import HeadMaintainer, MigrationContext, RevisionStep
 from sqlalchemy import text
 from sqlalchemy.engine import Dialect
 from sqlalchemy.schema import DDLElement
@@ -25,6 +24,7 @@ from sqlalchemy.schema import DDLElement
 from ..errors import MigrationError
 from ..isolation.sqltext import find_transaction_control, split_statements
 from .plan import Heads, Segment, SegmentKind, Statement, plan_versions
+from .revision_file import RevisionFile
 
 COMPILED, ONLINE, AUTOCOMMIT = SegmentKind.COMPILED, SegmentKind.ONLINE, SegmentKind.AUTOCOMMIT
 
@@ -36,6 +36,14 @@ class NeedsConnectionError(Exception):
     """The revision cannot be compiled; says why."""
 
 
+_OFFLINE = "it asks for the offline mode"
+
+
+def _is_asked_by_alembic() -> bool:
+    """Whether who reads the property that calls this is Alembic itself."""
+    return str(sys._getframe(2).f_globals.get("__name__")).partition(".")[0] == "alembic"
+
+
 class _CollectingImpl(PostgresqlImpl):
     """Alembic's offline mode, except that statements are kept as values instead of written to a text (in
     which tabs become spaces, inside of data as well), and that nobody gets a stand-in for a connection."""
@@ -44,10 +52,25 @@ class _CollectingImpl(PostgresqlImpl):
     kind: SegmentKind
     path = ""
     """The file of the revision that is being compiled; none where Alembic moves its own record."""
+    refused: str | None = None
+    """Why the revision cannot be compiled, whatever it makes of the error."""
+
+    def refuse(self, reason: str) -> NoReturn:
+        self.refused = reason
+        raise NeedsConnectionError(reason)
 
     @property
     def bind(self) -> Any:
-        raise NeedsConnectionError("it calls op.get_bind()")
+        self.refuse("it calls op.get_bind()")
+
+    @property
+    def as_sql(self) -> bool:
+        if not _is_asked_by_alembic():
+            self.refuse(_OFFLINE)
+        return True
+
+    @as_sql.setter
+    def as_sql(self, _value: bool) -> None: ...
 
     def emit_commit(self) -> None:
         # Called by autocommit_block() alone, at its beginning ...
@@ -59,13 +82,13 @@ class _CollectingImpl(PostgresqlImpl):
 
     def _exec(self, construct: Any, *_: Any, multiparams: Any = None, params: Any = None, **__: Any) -> None:
         if multiparams or params:
-            raise NeedsConnectionError("a statement is executed with parameters")
+            self.refuse("a statement is executed with parameters")
         if isinstance(construct, str):
             construct = text(construct)
         literal = {} if isinstance(construct, DDLElement) else {"literal_binds": True}
         compiled = construct.compile(dialect=self.dialect, compile_kwargs=literal)
         if getattr(compiled, "insert_prefetch", ()) or getattr(compiled, "update_prefetch", ()):
-            raise NeedsConnectionError("a column has a default in Python")
+            self.refuse("a column has a default in Python")
         sql = str(compiled)
         if command := find_transaction_control(sql):
             raise MigrationError(f"{command} would split the migration in two: take it out")
@@ -81,11 +104,22 @@ class _CollectingImpl(PostgresqlImpl):
         return frame.f_lineno
 
 
-class _CompilingEnvironment(EnvironmentContext):
+class _CompilingContext(MigrationContext):
     """A revision that asks whether it runs offline is about to do less than it would online."""
 
+    @property
+    def as_sql(self) -> bool:
+        if not _is_asked_by_alembic():
+            cast("_CollectingImpl", self.impl).refuse(_OFFLINE)
+        return True
+
+    @as_sql.setter
+    def as_sql(self, _value: bool) -> None: ...
+
+
+class _CompilingEnvironment(EnvironmentContext):
     def is_offline_mode(self) -> bool:
-        raise NeedsConnectionError("it asks for the offline mode")
+        cast("_CollectingImpl", self.get_context().impl).refuse(_OFFLINE)
 
 
 def compile_steps(
@@ -113,7 +147,8 @@ def compile_steps(
             literal_binds=True,
         )
         context = environment.get_context()
-        # The class is exchanged on the object: Alembic picks it by dialect, for the whole process.
+        # Classes are exchanged on the objects: Alembic picks them by dialect, for the whole process.
+        context.__class__ = _CompilingContext
         context.impl.__class__ = _CollectingImpl
         impl = cast("_CollectingImpl", context.impl)
         context.dialect = impl.dialect = dialect
@@ -148,12 +183,12 @@ def _collect(
     return plan.segments, plan.heads
 
 
-def _source(step: RevisionStep) -> str:
-    return Path(step.revision.path).read_text(encoding="utf-8")
+def _file(step: RevisionStep) -> RevisionFile:
+    return RevisionFile.read(step.revision.path)
 
 
 def _leaves_transaction(step: RevisionStep) -> bool:
-    return "autocommit_block" in _source(step)
+    return b"autocommit_block" in _file(step).content
 
 
 def _compile(step: RevisionStep, impl: _CollectingImpl) -> list[Part]:
@@ -162,14 +197,13 @@ def _compile(step: RevisionStep, impl: _CollectingImpl) -> list[Part]:
     Raises:
         NeedsConnectionError: it has to run online.
     """
-    if "as_sql" in _source(step):
-        raise NeedsConnectionError("it asks for the offline mode")
     impl.path = step.revision.path
     # What was created by the revisions before: an enum type that two tables have is created once.
     memo = copy.deepcopy(impl.memo)
     texts = []
     for _ in range(2):
         impl.collected, impl.kind, impl.memo = [], COMPILED, copy.deepcopy(memo)
+        impl.refused = None
         try:
             step.migration_fn()
         except (MigrationError, NeedsConnectionError):
@@ -178,9 +212,13 @@ def _compile(step: RevisionStep, impl: _CollectingImpl) -> list[Part]:
             # Without a connection, what needs one fails in whichever way it does. It is then run
             # online, where a real fault shows again.
             raise NeedsConnectionError(f"{type(error).__name__}: {error}") from error
+        if impl.refused is not None:  # and the revision has caught the error
+            raise NeedsConnectionError(impl.refused)
         texts.append(impl.collected)
     if texts[0] != texts[1]:
         raise NeedsConnectionError("its SQL differs from run to run")
+    if not texts[0] and _file(step).does_something("upgrade" if step.is_upgrade else "downgrade"):
+        raise NeedsConnectionError("it sends nothing while it is compiled")
     return texts[0]
 
 

@@ -6,14 +6,12 @@ distinct pair of revisions instead of once per tenant.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import threading
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +32,7 @@ from .compile import compile_steps, make_environment
 from .environment import read_environment
 from .inside import everything_inside, no_failed_commits
 from .plan import Heads, MigrationPlan, Revision, Segment, SegmentKind, plan_versions
+from .revision_file import RevisionFile, SourceHash
 
 ALEMBIC_LOCK = threading.RLock()
 """Held while Alembic's process-wide proxies are set."""
@@ -42,22 +41,6 @@ ALEMBIC_LOCK = threading.RLock()
 def plain_dialect() -> Dialect:
     """PostgreSQL's, of no version in particular. `named` leaves percent signs alone."""
     return postgresql.dialect(paramstyle="named")
-
-
-@dataclass(frozen=True, slots=True)
-class SourceHash:
-    """What a revision's file is: SHA-256 of the file, and of what it does (comments, layout and the docstring
-    do not count), hexadecimal."""
-
-    file: str
-    code: str
-
-
-def _code_hash(content: bytes) -> str:
-    tree = ast.parse(content)
-    if tree.body and isinstance(tree.body[0], ast.Expr) and isinstance(tree.body[0].value, ast.Constant):
-        del tree.body[0]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def dialect_of(connection: Connection) -> Dialect:
@@ -91,7 +74,7 @@ class History:
         self.config.set_main_option("path_separator", "os")
         self.config.set_main_option("file_template", "%%(rev)s_%%(slug)s")
         self._make_dialect = make_dialect
-        self._contents: dict[str, bytes] = {}
+        self._files: dict[str, RevisionFile] = {}
         self._plans: dict[tuple[Heads, str, bool], MigrationPlan] = {}
         self._script: ScriptDirectory | None = None
         self.options: Mapping[str, Any] = {}
@@ -140,7 +123,7 @@ class History:
         """Read the folder anew."""
         self._script = None
         self._plans.clear()
-        self._contents.clear()
+        self._files.clear()
 
     def heads(self) -> Heads:
         """The newest revisions: one, unless branches are open; none in an empty history.
@@ -254,7 +237,7 @@ class History:
             )
         revisions = tuple(_revision(step.revision) for step in steps)
         for revision in revisions:
-            self._read(revision.id)  # before the file can change: what is noted is to be what is run
+            self.file_of(revision.id)  # before the file can change: what is noted is to be what is run
         return MigrationPlan(start, end, revisions, tuple(segments), is_downgrade)
 
     def _refuse_one_way(self, scripts: Iterable[Script]) -> None:
@@ -332,13 +315,15 @@ class History:
             raise MigrationError(f"there is no {self.label} revision {revision!r} in {self.directory}")
         return script
 
-    def read_source(self, revision: str) -> str:
-        """The text of a revision's file.
+    def file_of(self, revision: str) -> RevisionFile:
+        """The file of a revision as it was when it was compiled, or first asked for.
 
         Raises:
             MigrationError: there is no such revision.
         """
-        return Path(self.script_of(revision).path).read_text(encoding="utf-8")
+        if revision not in self._files:
+            self._files[revision] = RevisionFile.read(self.script_of(revision).path)
+        return self._files[revision]
 
     @property
     def environment_hash(self) -> str:
@@ -346,24 +331,10 @@ class History:
         path = self.directory / "env.py"
         return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
 
-    def source(self, revision: str) -> SourceHash:
-        """What a revision was when it was compiled, or asked for.
-
-        Raises:
-            MigrationError: there is no such revision.
-        """
-        content = self._read(revision)
-        return SourceHash(hashlib.sha256(content).hexdigest(), _code_hash(content))
-
-    def _read(self, revision: str) -> bytes:
-        if revision not in self._contents:
-            self._contents[revision] = Path(self.script_of(revision).path).read_bytes()
-        return self._contents[revision]
-
     def is_edited(self, revision: str, then: SourceHash) -> bool:
         """Whether a revision does something else than it did."""
-        content = Path(self.script_of(revision).path).read_bytes()
-        return hashlib.sha256(content).hexdigest() != then.file and _code_hash(content) != then.code
+        file = RevisionFile.read(self.script_of(revision).path)
+        return file.file_hash != then.file and file.hash.code != then.code
 
     def applied(self, heads: Heads) -> list[Revision]:
         """The revisions that a schema at `heads` has, oldest first.
@@ -400,26 +371,8 @@ def _no_downgrade() -> None:
 
 def _has_downgrade(script: Script) -> bool:
     """Whether a revision can be undone: its downgrade() does something, or its upgrade() does nothing."""
-
-    def does_something(name: str) -> bool:
-        return any(
-            isinstance(node, ast.FunctionDef) and node.name == name and not all(map(_is_nothing, node.body))
-            for node in tree.body
-        )
-
-    tree = ast.parse(Path(script.path).read_text(encoding="utf-8"))
+    file = RevisionFile.read(script.path)
     function = getattr(script.module, "downgrade", _no_downgrade)
-    if function is not _no_downgrade and (does_something("downgrade") or not _defines(tree, "downgrade")):
+    if function is not _no_downgrade and (file.does_something("downgrade") or not file.defines("downgrade")):
         return True
-    return not does_something("upgrade")
-
-
-def _defines(tree: ast.Module, name: str) -> bool:
-    return any(isinstance(node, ast.FunctionDef) and node.name == name for node in tree.body)
-
-
-def _is_nothing(node: ast.stmt) -> bool:
-    """`pass`, a docstring, or `raise NotImplementedError`."""
-    if isinstance(node, ast.Raise):
-        return True
-    return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))
+    return not file.does_something("upgrade")

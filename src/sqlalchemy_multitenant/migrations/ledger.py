@@ -25,9 +25,9 @@ from ..isolation.run import run_sql
 from ..naming import quote_literal
 from . import steps
 from .batch import lock_key
-from .history import SourceHash
 from .plan import Destination, Heads, MigrationPlan
 from .report import MigrationState, TenantResult
+from .revision_file import SourceHash
 
 RUNS, RESULTS, REVISIONS = "multitenant_runs", "multitenant_run_results", "multitenant_revisions"
 SHOWN_RUNS = 20

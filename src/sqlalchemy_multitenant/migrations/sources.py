@@ -42,7 +42,9 @@ class Sources:
                 elif not self._ledger.is_installed(connection):
                     return
                 new = applied - self._ledger.known_sources(connection, history.label).keys()
-                self._ledger.note_sources(connection, history.label, {r: history.source(r) for r in new})
+                self._ledger.note_sources(
+                    connection, history.label, {r: history.file_of(r).hash for r in new}
+                )
         except Exception:
             logger.warning("what the revisions are could not be noted", exc_info=True)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +15,7 @@ from ..migrations.apply import apply_plan
 from ..migrations.batch import Batch, settings_sql
 from ..migrations.history import History
 from ..migrations.plan import Destination, MigrationPlan, SegmentKind, Timeouts
+from ..migrations.revision_file import RevisionFile
 from ..naming import quote_ident
 
 _DDL = re.compile(r"\s*(?:ALTER|COMMENT|CREATE(?!\s+CAST)|DROP)\b(?!\s+PUBLICATION)", re.IGNORECASE)
@@ -20,9 +23,14 @@ _DDL = re.compile(r"\s*(?:ALTER|COMMENT|CREATE(?!\s+CAST)|DROP)\b(?!\s+PUBLICATI
 _CIRCUMSTANCES = re.compile(
     r"\b(?:current_(?:date|time|timestamp|schemas?)|localtime(?:stamp)?|now|today|utcnow|age"
     r"|(?:clock|statement|transaction)_timestamp|inspect|has_table|get_table_names|get_columns"
+    r"|current_setting|information_schema|last_value"
+    r"|pg_(?:attribute|class|database|namespace|proc|roles|sequences?|settings|stat\w*|tables|type|views)"
     r"|publication|cast\s*\(\s*\w+\s+as\s+\w+\s*\)\s+with)\b",
     re.IGNORECASE,
 )
+
+_STABLE = sys.stdlib_module_names | {"alembic", "psycopg", "sqlalchemy", "sqlalchemy_multitenant"}
+"""What a new version of the application does not change."""
 
 _LONG = 100
 """From how many statements on replaying a history is slow."""
@@ -50,12 +58,22 @@ class Recipe:
         parts = [*self.search_path, *self.statements]
         if self.plan is not None:
             parts += [self.plan.sql, *self.plan.end, self.history.environment_hash]
-            parts += [
-                self.history.source(str(segment.revision)).code
-                for segment in self.plan.segments
-                if segment.kind is SegmentKind.ONLINE
-            ]
+            parts += [file.hash.code for file in self._online.values()]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+    @cached_property
+    def _online(self) -> Mapping[str, RevisionFile]:
+        """The revisions that are run by Alembic."""
+        if self.plan is None:
+            return {}
+        online = [str(s.revision) for s in self.plan.segments if s.kind is SegmentKind.ONLINE]
+        return {revision: self.history.file_of(revision) for revision in online}
+
+    @property
+    def imports(self) -> Mapping[str, frozenset[str]]:
+        """What the revisions that are run by Alembic import and what may be another tomorrow, by revision."""
+        found = {revision: file.imports - _STABLE for revision, file in self._online.items()}
+        return {revision: names for revision, names in found.items() if names}
 
     @property
     def is_slow(self) -> bool:
@@ -68,11 +86,7 @@ class Recipe:
         not to be kept, even where it is twice the same today."""
         if self.plan is None:
             return False
-        texts = [
-            self.history.read_source(str(segment.revision))
-            for segment in self.plan.segments
-            if segment.kind is SegmentKind.ONLINE
-        ]
+        texts = [file.content.decode() for file in self._online.values()]
         texts += [s.sql for s in self.plan.statements if not _DDL.match(s.sql)]
         return any(_CIRCUMSTANCES.search(text) for text in texts)
 
