@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..config_file import load_config
-from .common import ConfigOption, JsonOption, chosen_ids, fail, parse_canary, reports_errors, warn
+from .common import (
+    INTERRUPTED,
+    ConfigOption,
+    JsonOption,
+    chosen_ids,
+    fail,
+    parse_canary,
+    reports_errors,
+    warn,
+)
+
+if TYPE_CHECKING:
+    from ..migrations.report import MigrationReport
 
 AllOption = Annotated[bool, typer.Option("--all", help="Every tenant.")]
 TenantsOption = Annotated[str | None, typer.Option("--tenants", metavar="A,B,C", help="These tenants.")]
@@ -21,6 +35,22 @@ MaxFailuresOption = Annotated[
 JsonProgressOption = Annotated[
     bool, typer.Option("--json-progress", help="Write each event to stderr, a JSON document a line.")
 ]
+
+
+def until_interrupted(run: Callable[[], MigrationReport]) -> MigrationReport:
+    """A run's report; also where Ctrl-C has ended it."""
+    from ..migrations.report import MigrationInterrupted
+
+    try:
+        return run()
+    except MigrationInterrupted as interrupted:
+        sys.stderr.write(f"{INTERRUPTED}\n")
+        return interrupted.report
+
+
+def exit_code(report: MigrationReport | None) -> int:
+    """Of a run that has not gone well."""
+    return 130 if report is not None and report.stopped == "interrupted" else 1
 
 
 @reports_errors
@@ -85,7 +115,7 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
             with Progress(quiet=as_json, json_lines=json_progress) as progress:
                 progress.start(len(members))
                 run = migrator.mark if mark_applied else migrator.migrate
-                report = run(members, **options, on_progress=progress.update)
+                report = until_interrupted(lambda: run(members, **options, on_progress=progress.update))
         behind = [] if shared else migrator.status_shared().pending
         edited = migrator.edited_revisions()
         verb = "marked" if mark_applied else "migrated"
@@ -93,4 +123,4 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
         if behind:
             warn(f"{len(behind)} revisions are pending in the shared schema: multitenant migrate --shared")
     if not went_well:
-        raise typer.Exit(1)
+        raise typer.Exit(exit_code(report))

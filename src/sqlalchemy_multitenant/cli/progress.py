@@ -90,7 +90,9 @@ class Progress:
             self._bar.update(self._task, completed=self._done, rate=rate, failed=self._failed)
         elif not self._quiet and time.monotonic() - self._last_line >= LINE_EVERY_S:
             self._last_line = time.monotonic()
+            left_s = (self._total - self._done) / rate
             sys.stderr.write(
-                f"{self._done}/{self._total} tenants, {rate:.0f}/s, {self._failed} failed ({tenant})\n"
+                f"{self._done}/{self._total} tenants, {rate:.0f}/s, {left_s:.0f} s left, "
+                f"{self._failed} failed ({tenant})\n"
             )
             sys.stderr.flush()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from .common import console, print_json
+from .common import INTERRUPTED, console, print_json
 
 if TYPE_CHECKING:
     from ..migrations.migrator import FleetPlan
@@ -38,21 +38,31 @@ def render_report(
     *,
     verb: str,
     edited: Sequence[EditedRevision] = (),
+    again: str = "--only-failed tries those that failed",
     as_json: bool,
 ) -> bool:
-    """Show what became of the shared schema and of the tenants; returns whether all went well."""
+    """Show what became of the shared schema and of the tenants; returns whether all went well.
+
+    Args:
+        again: how those that failed are tried again.
+    """
     from ..migrations.report import MigrationReport
 
     tenants = report or MigrationReport(())
     details = (*([shared] if shared else []), *tenants.details)
     whole = replace(tenants, details=details)
     if as_json:
+        interrupted = (
+            {"error": "Interrupted", "message": INTERRUPTED} if whole.stopped == "interrupted" else {}
+        )
         print_json(
             {
+                **interrupted,
                 "run": whole.run,
                 "total": whole.total,
                 "succeeded": whole.succeeded,
                 "skipped": whole.skipped,
+                "unreached": whole.unreached,
                 "failed": whole.failed,
                 "stopped": whole.stopped,
                 "hook_errors": [
@@ -66,20 +76,19 @@ def render_report(
             }
         )
     else:
-        _print_report(whole, verb)
+        _print_report(whole, verb, again)
         warn_of_edits(edited)
     return not whole.failed and whole.stopped is None
 
 
-def _print_report(report: MigrationReport, verb: str) -> None:
+def _print_report(report: MigrationReport, verb: str, again: str) -> None:
     from rich.markup import escape
 
     out = console()
     failed = f"[bold red]{report.failed} failed[/]" if report.failed else "0 failed"
-    skipped = "not reached or up to date" if report.stopped else "up to date"
-    out.print(
-        f"{report.total} in all: [green]{report.succeeded} {verb}[/], {report.skipped} {skipped}, {failed}"
-    )
+    idle = f"{report.skipped - report.unreached} up to date"
+    left = f", {report.unreached} not reached" if report.unreached else ""
+    out.print(f"{report.total} in all: [green]{report.succeeded} {verb}[/], {idle}{left}, {failed}")
     retries: dict[str, int] = {}
     for result in report.details:
         for reason, count in result.retries.items():
@@ -88,15 +97,15 @@ def _print_report(report: MigrationReport, verb: str) -> None:
         counted = ", ".join(f"{reason} {count}" for reason, count in sorted(retries.items()))
         out.print(f"tried again: {counted}")
     for raised in report.hook_errors:
-        out.print(f"[yellow]hook {raised.hook} failed[/] for {raised.tenant}: {escape(str(raised.error))}")
+        error = f"{type(raised.error).__name__}: {raised.error}"
+        out.print(f"[yellow]hook {raised.hook} failed[/] for {raised.tenant}: {escape(error)}")
     for result in report.failures:
         out.print(f"[red]failed[/] {result.tenant}: {escape(str(result.error))}")
     if report.stopped is not None:
         out.print(f"[bold red]stopped:[/] {escape(report.stopped)}")
     if report.run is not None and (report.failed or report.stopped is not None):
-        out.print(
-            f"multitenant runs show {report.run} tells this again; --only-failed tries those that failed."
-        )
+        hint = f"; {again}" if report.failed else ""
+        out.print(f"multitenant runs show {report.run} tells this again{hint}.")
 
 
 def warn_of_edits(edited: Sequence[EditedRevision]) -> None:

@@ -15,6 +15,8 @@ from .migrate import (
     MaxFailuresOption,
     TenantOption,
     TenantsOption,
+    exit_code,
+    until_interrupted,
 )
 
 if TYPE_CHECKING:
@@ -50,7 +52,9 @@ def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
         fail("say whom to take back: --all, --tenants a,b,c, --tenant a or --shared", 2, as_json=as_json)
     if to == "":
         fail("--to is empty: name a revision", 2, as_json=as_json)
-    if (to is None) == (steps is None):
+    if to is not None and steps is not None:
+        fail(f"--to {to} and --steps {steps}: choose one of them", 2, as_json=as_json)
+    if to is None and steps is None:
         fail("say how far to go back: --to REVISION or --steps N", 2, as_json=as_json)
     if shared and to is None:
         fail("the shared schema goes back --to REVISION", 2, as_json=as_json)
@@ -77,17 +81,20 @@ def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
             return
         with Progress(quiet=as_json, json_lines=json_progress) as progress:
             progress.start(sum(len(plan.tenants) for plan in plans))
-            report = migrator.rollback(
-                ids,
-                to=to,
-                steps=steps,
-                concurrency=concurrency,
-                max_failures=max_failures,
-                on_progress=progress.update,
+            report = until_interrupted(
+                lambda: migrator.rollback(
+                    ids,
+                    to=to,
+                    steps=steps,
+                    concurrency=concurrency,
+                    max_failures=max_failures,
+                    on_progress=progress.update,
+                )
             )
-        went_well = render_report(None, report, verb="taken back", as_json=as_json)
+        again = "rollback --to REVISION takes back those that failed"
+        went_well = render_report(None, report, verb="taken back", again=again, as_json=as_json)
     if not went_well:
-        raise typer.Exit(1)
+        raise typer.Exit(exit_code(report))
 
 
 def _ask(plans: list[FleetPlan], *, as_json: bool) -> None:

@@ -200,7 +200,8 @@ def drop(
         return
     if archive is not None:
         console().print(
-            f"[green]archived[/] in {escape(str(archive))}: pg_restore -d DATABASE brings it back"
+            f"[green]archived[/] in {escape(str(archive))}: pg_restore -d DATABASE brings its schema back, "
+            f"and multitenant tenant adopt --id {record.id} the tenant"
         )
     console().print(f"[green]dropped[/] tenant {record.id} and schema {escape(str(record.schema))}")
 

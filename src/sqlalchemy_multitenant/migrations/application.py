@@ -15,6 +15,7 @@ from ..errors import MigrationError
 from .batch import Batch, driver_of, settings_sql
 from .guards import SchemaGuards
 from .history import History
+from .pacing import LockOrder, renewal_sql
 from .plan import Destination, MigrationPlan, Segment, SegmentKind, Statement, Timeouts, changes_role
 from .steps import Steps
 
@@ -55,6 +56,7 @@ class Application:
         self.driver = driver_of(connection)
         self._batch = Batch(self.driver, to.tenant)
         self._guards = SchemaGuards(self.driver, to, plan, history.version_table, steps)
+        self._locks = LockOrder()
         self._observer = observer
         self._observed: str | None = None
         self._since = 0.0
@@ -87,11 +89,13 @@ class Application:
             self._add_compiled(segment.statements)
 
     def _add_compiled(self, statements: Sequence[Statement]) -> None:
-        if self._observer is None and not self._plan.changes_role:
+        if self._observer is None and self._plan.is_plain:
             self._batch.add_all(statements)
             return
         for statement in statements:
             self._enter(statement.revision or self._observed)
+            if statement.may_wait:
+                self._batch.add(renewal_sql(self._timeouts.lock_s))
             self._batch.add_all([statement])
             if changes_role(statement.sql):
                 self._batch.add(self._guards.role)
@@ -128,7 +132,7 @@ class Application:
         self, segment: Segment, *, leaves_transaction: bool = False, is_unused: bool = False
     ) -> None:
         assert segment.revision is not None  # noqa: S101 - an online segment has one
-        with self._watched():
+        with self._watched(None if leaves_transaction else self._locks):
             self._history.run_online(
                 self._connection,
                 self._to.schema,
@@ -139,18 +143,25 @@ class Application:
             )
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """What Alembic runs meanwhile may not take a role that would not see the schema."""
+    def _watched(self, locks: LockOrder | None) -> Iterator[None]:
+        """What Alembic runs meanwhile may not take a role that would not see the schema, nor wait for one lock
+        after the other."""
+
+        def renew(_c: Any, _cursor: Any, statement: str, *_: object) -> None:
+            if locks is not None and locks.may_wait(statement):
+                send_all(self.driver, [renewal_sql(self._timeouts.lock_s).encode()])
 
         def check(_c: Any, _cursor: Any, statement: str, *_: object) -> None:
             if changes_role(statement):
                 with self._guards.explained():
                     send_all(self.driver, [self._guards.role.encode()])
 
+        event.listen(self._connection, "before_cursor_execute", renew)
         event.listen(self._connection, "after_cursor_execute", check)
         try:
             yield
         finally:
+            event.remove(self._connection, "before_cursor_execute", renew)
             event.remove(self._connection, "after_cursor_execute", check)
 
     def _is_idle(self) -> bool:

@@ -23,6 +23,7 @@ from sqlalchemy.schema import DDLElement
 
 from ..errors import MigrationError
 from ..isolation.sqltext import find_transaction_control, split_statements
+from .pacing import LockOrder
 from .plan import Heads, Segment, SegmentKind, Statement, plan_versions
 from .revision_file import RevisionFile
 
@@ -230,6 +231,7 @@ class _Segments:
         self.heads = start
         self._recorded = start
         self._version_table = version_table
+        self._locks = LockOrder()
 
     def _append(self, kind: SegmentKind, statements: list[Statement]) -> None:
         if not statements:
@@ -250,8 +252,10 @@ class _Segments:
         """A compiled revision."""
         for kind, sql, line in parts:
             if kind is AUTOCOMMIT:
+                self._locks = LockOrder()  # the transaction ends
                 self.record_heads()
-            self._append(kind, [Statement(sql, revision, line)])
+            may_wait = kind is COMPILED and self._locks.may_wait(sql)
+            self._append(kind, [Statement(sql, revision, line, may_wait)])
 
     def add_online(self, revision: str, reason: str, *, leaves_transaction: bool) -> None:
         """A revision that Alembic runs. It finds the record where plain Alembic would have it."""

@@ -111,7 +111,7 @@ def generate(
 def _parse_name(name: str) -> str:
     """`name` as it can be part of a file's name, and of the docstring in it."""
     parsed = " ".join(name.replace('"', "'").replace("\\", "/").split())
-    if not parsed:
+    if not any(map(str.isalnum, parsed)):
         raise MigrationError("a revision needs a name: --name add-user-avatar")
     return parsed
 
@@ -127,6 +127,9 @@ def generate_sql(history: History, name: str, ids: str) -> GeneratedRevision:
     revision, heads = next_id(history, ids), history.heads()
     down: str | tuple[str, ...] | None = heads if len(heads) > 1 else next(iter(heads), None)
     now = datetime.now().astimezone()
+    what = "nothing yet: write its SQL"
+    if len(heads) > 1:
+        what = f"joins {', '.join(heads)}; needs nothing more, or write its SQL"
     path = history.script._rev_path(history.directory / "versions", revision, name, now)
     with path.open("x", encoding="utf-8") as file:
         file.write(
@@ -135,7 +138,7 @@ def generate_sql(history: History, name: str, ids: str) -> GeneratedRevision:
             )
         )
     history.reload()
-    return GeneratedRevision(history.label, revision, path, ("nothing yet: write its SQL",))
+    return GeneratedRevision(history.label, revision, path, (what,))
 
 
 def _without_schema(metadata: MetaData, shared_schema: str) -> MetaData:
@@ -156,6 +159,12 @@ class _Comparison:
         self, history: History, schema: SchemaName, models: Sequence[MetaData], name: str
     ) -> list[GeneratedRevision]:
         """Write a revision for the difference between `models` and `schema`."""
+        if len(heads := history.heads()) > 1:
+            raise MigrationError(
+                f"the {history.label} history has {len(heads)} heads, {', '.join(heads)}: "
+                f"`multitenant generate --type {history.label} --sql --name merge` writes a revision that "
+                "joins them"
+            )
         own = set(
             self._connection.scalars(
                 text(

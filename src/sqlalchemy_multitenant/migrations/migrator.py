@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Literal, Unpack
 
 from ..catalog.members import Member
@@ -21,16 +22,17 @@ from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .project import Project
 from .report import (
     SHARED,
+    MigrationInterrupted,
     MigrationReport,
     MigrationState,
     TenantResult,
 )
 from .requirements import require_nobody_above, require_shared
-from .run import FleetRun, Job, LedgerJournal
+from .run import INTERRUPTED, FleetRun, Job, LedgerJournal
 from .runner import Bookkeeping, SchemaRunner
 from .scratch import time_plan
 from .verify import Reference, TenantVerification, build_reference, verify_fleet
-from .ways import Way, no_way, way_back
+from .ways import NoWayError, Way, no_way, way_back
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +97,8 @@ class Migrator(Project):
 
         Raises:
             MigrationError: the revisions themselves are wrong; no tenant was touched.
+            MigrationInterrupted: Ctrl-C; has the report. What was begun is finished first, and a second
+                Ctrl-C rolls it back.
         """
         return self.migrate(self.find_members(only_failed=only_failed), **options)
 
@@ -192,16 +196,18 @@ class Migrator(Project):
         todo = self._sort(kind, members, way_of)
         results = {result.tenant: result for result in [*todo.idle, *todo.failed]}
         hooks = HookCalls(self._hooks)
-        run, stopped = None, None
+        report = MigrationReport(())
         if todo.jobs or todo.failed:
             if kind == "migrate":
                 self._require_shared(todo.plans)
             run, fleet = self._work(kind, members, todo, options, hooks)
             results |= fleet.results
-            stopped = fleet.stopped
+            report = MigrationReport((), fleet.stopped, run, tuple(hooks.errors), fleet.unreached)
         self.sources.note(self.tenant_history, _ends(results.values()))
-        details = tuple(results[member.id] for member in members)
-        return MigrationReport(details, stopped=stopped, run=run, hook_errors=tuple(hooks.errors))
+        report = replace(report, details=tuple(results[member.id] for member in members))
+        if report.stopped == INTERRUPTED:
+            raise MigrationInterrupted(report)
+        return report
 
     def _sort(self, kind: str, members: Sequence[Member], way_of: Callable[[Heads], Way]) -> _Todo:
         """What is to be done for whom. Plans are compiled here, so that a revision that cannot work is told
@@ -236,7 +242,10 @@ class Migrator(Project):
             except MigrationError as error:
                 return no_way(error), None
         way = way_of(start)
-        return way, way(start)
+        try:
+            return way, way(start)
+        except NoWayError:
+            return way, None
 
     def _work(
         self, kind: str, members: Sequence[Member], todo: _Todo, options: RunOptions, hooks: HookCalls
@@ -253,7 +262,8 @@ class Migrator(Project):
         journal = self._journal(run, schemas, self.tenant_history)
         fleet = FleetRun(runner, options, journal, self._trial_s)
         try:
-            fleet.work(todo.jobs, len(members), todo.failed)
+            with suppress(KeyboardInterrupt):  # it is raised again with the report
+                fleet.work(todo.jobs, len(members), todo.failed)
         finally:
             engine.dispose()
         return run, fleet
@@ -487,8 +497,11 @@ class Migrator(Project):
         if not mark:
             for start in [start for start in groups if self._standing(start, self.tenant_history)[2]]:
                 del groups[start]
-        plans = [(way_of(start)(start), tuple(names)) for start, names in groups.items()]
-        return [FleetPlan("tenant", plan, names) for plan, names in plans if not plan.is_empty]
+        plans = []
+        for start, names in groups.items():
+            with suppress(NoWayError):
+                plans.append(FleetPlan("tenant", way_of(start)(start), tuple(names)))
+        return [plan for plan in plans if not plan.plan.is_empty]
 
 
 def _ends(results: Iterable[TenantResult]) -> list[Heads]:

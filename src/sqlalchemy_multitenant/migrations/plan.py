@@ -92,11 +92,13 @@ class Statement:
     Attributes:
         revision: the one that it came from; None for bookkeeping.
         line: where in that revision's file; 0 where that is not known.
+        may_wait: whether it may wait for a lock while those before it in the transaction hold others.
     """
 
     sql: str
     revision: str | None = None
     line: int = 0
+    may_wait: bool = False
 
 
 class SegmentKind(StrEnum):
@@ -195,9 +197,9 @@ class MigrationPlan:
         return tuple(passed)
 
     @cached_property
-    def changes_role(self) -> bool:
-        """Whether any of its compiled statements does."""
-        return any(changes_role(statement.sql) for statement in self.statements)
+    def is_plain(self) -> bool:
+        """Whether its compiled statements need nothing between them."""
+        return not any(s.may_wait or changes_role(s.sql) for s in self.statements)
 
     @cached_property
     def sql(self) -> str:

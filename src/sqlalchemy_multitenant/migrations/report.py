@@ -28,7 +28,8 @@ class TenantResult:
     Attributes:
         tenant: its id; `shared` for the shared schema.
         state: done, skipped (nothing was pending) or failed.
-        start, end: the revisions before and after; equal unless `done`.
+        start, end: the revisions before and after. Where it failed, `end` is where it is now: another one
+            than `start` where a revision before has ended the transaction (autocommit_block).
         applied: the ids of the revisions applied, oldest first.
         duration_ms: how long it took, waiting and retries included.
         attempts: how often it was tried.
@@ -68,12 +69,14 @@ class MigrationReport:
         stopped: why the run ended before all tenants had their turn, or None.
         run: its number in the ledger; None where there was nothing to do.
         hook_errors: what the application's hooks raised.
+        unreached: how many of those that were skipped had something pending.
     """
 
     details: tuple[TenantResult, ...]
     stopped: str | None = None
     run: int | None = None
     hook_errors: tuple[HookError, ...] = ()
+    unreached: int = 0
 
     @property
     def aborted(self) -> bool:
@@ -100,13 +103,25 @@ class MigrationReport:
 
     @property
     def failed(self) -> int:
-        """How many failed; each is at the revision it was at."""
+        """How many failed; each is at the revision that its result's `end` names."""
         return self._count(MigrationState.FAILED)
 
     @property
     def failures(self) -> tuple[TenantResult, ...]:
         """The results of those that failed."""
         return tuple(r for r in self.details if r.state is MigrationState.FAILED)
+
+
+class MigrationInterrupted(KeyboardInterrupt):
+    """A run was ended by Ctrl-C.
+
+    Attributes:
+        report: what became of each tenant.
+    """
+
+    def __init__(self, report: MigrationReport) -> None:
+        super().__init__(report)
+        self.report = report
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -26,6 +26,9 @@ logger = logging.getLogger("sqlalchemy_multitenant")
 
 _LONG_QUEUE = 100
 
+INTERRUPTED = "interrupted"
+"""Why a run was stopped by Ctrl-C."""
+
 LEAST_CANARY_S = 1.0
 """Canaries that take less than this are never too slow."""
 
@@ -167,10 +170,12 @@ class FleetRun:
         self._queue: WorkQueue[Job, TenantResult] | None = None
         self._journeys: dict[str, Journey] = {}
         self.results: dict[str, TenantResult] = {}
+        self.unreached = 0
         self.stopped: str | None = None
 
     def work(self, jobs: Sequence[Job], total: int, failed: Sequence[TenantResult] = ()) -> None:
-        """Run all jobs, or as many as there may be; `results` and `stopped` tell the outcome.
+        """Run all jobs, or as many as there may be; `results`, `unreached` and `stopped` tell the
+        outcome.
 
         Args:
             total: how many tenants were asked for; a failure budget may be a share of them.
@@ -192,8 +197,9 @@ class FleetRun:
             if rest and self.stopped is None:
                 self._drain(_from_anywhere(rest))
         except BaseException as error:
-            why = "interrupted" if isinstance(error, KeyboardInterrupt) else repr(error)
-            self.stopped = self.stopped or why
+            self.stopped = (
+                INTERRUPTED if isinstance(error, KeyboardInterrupt) else self.stopped or repr(error)
+            )
             raise
         finally:
             self._end(jobs)
@@ -203,7 +209,8 @@ class FleetRun:
             skipped = TenantResult(
                 tenant=job.to.name, state=MigrationState.SKIPPED, start=job.start, end=job.start
             )
-            self.results.setdefault(job.to.name, skipped)
+            if self.results.setdefault(job.to.name, skipped) is skipped:
+                self.unreached += 1
         ways = {job.to.name: job.way for job in jobs}
         for changed in self._journal.end(list(self.results.values()), self.stopped):
             self.results[changed.tenant] = changed

@@ -12,6 +12,10 @@ Way = Callable[[Heads], MigrationPlan]
 """From where a schema is to the plan that takes it where it is wanted."""
 
 
+class NoWayError(MigrationError):
+    """There is no plan for a schema that stands where it does: a matter of that tenant's alone."""
+
+
 def way_back(history: History, to: str | None, steps: int | None) -> Callable[[Heads], Way]:
     """Makes, from where a tenant was found, what plans its way back from where it turns out to be.
 
@@ -28,6 +32,10 @@ def way_back(history: History, to: str | None, steps: int | None) -> Callable[[H
         raise ConfigurationError("steps", steps, "a whole number, at least 1")
 
     def way_of(start: Heads) -> Way:
+        if not start:
+            return lambda heads: MigrationPlan(heads, heads, (), ())
+        if error := _refuse_steps(history, start, steps):
+            return no_way(error)
         first = history.plan_downgrade(start, f"-{steps}")
 
         def way(heads: Heads) -> MigrationPlan:
@@ -46,8 +54,21 @@ def way_back(history: History, to: str | None, steps: int | None) -> Callable[[H
     return way_of
 
 
+def _refuse_steps(history: History, start: Heads, steps: int) -> NoWayError | None:
+    """Why so many steps cannot be taken back from `start`; None where they can, as far as counting tells."""
+    at = start
+    for taken in range(steps):
+        if not at:
+            return NoWayError(f"it has {taken} revisions, and {steps} were to be taken back")
+        script = history.script_of(at[0])
+        if len(at) > 1 or script.is_merge_point:
+            return NoWayError(f"branches meet at {', '.join(at)}: say to which revision instead (to=, --to)")
+        at = () if script.down_revision is None else (str(script.down_revision),)
+    return None
+
+
 def no_way(error: MigrationError) -> Way:
-    """For a tenant at a revision that is not here."""
+    """For a tenant for whom nothing can be planned."""
 
     def way(_heads: Heads) -> MigrationPlan:
         raise error

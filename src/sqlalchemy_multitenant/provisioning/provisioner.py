@@ -31,8 +31,10 @@ from ..errors import (
 from ..isolation.run import run_sql
 from ..migrations.batch import Batch, lock_key, settings_sql
 from ..migrations.history import dialect_of
-from ..migrations.plan import Destination, Timeouts
+from ..migrations.ledger import Ledger
+from ..migrations.plan import Destination, Heads, Timeouts
 from ..migrations.queue import WorkQueue
+from ..migrations.sources import Sources
 from ..naming import SchemaName, TenantId, parse_tenant_id, parse_tenant_ids, quote_ident
 from .archive import write_archive
 from .builder import SchemaBuilder
@@ -61,6 +63,8 @@ class Provisioner:
         self._spares = SpareStore(config.schemas.shared_schema)
         self._creator = Creator(config, self.members, self._builder, self._spares, lambda: self.engine)
         self._installed = False
+        self._sources = Sources(Ledger(config.schemas.shared_schema), lambda: self.engine)
+        self._noted: set[Heads] = set()
 
     @property
     def engine(self) -> Engine:
@@ -102,7 +106,9 @@ class Provisioner:
         _check_metadata(metadata)
         check_seed(seed)
         recipe = self._prepare(parsed)
-        return self._creator.create(self.engine, parsed, name, recipe, metadata=metadata, seed=seed)
+        record = self._creator.create(self.engine, parsed, name, recipe, metadata=metadata, seed=seed)
+        self._note_sources(recipe)
+        return record
 
     def create_many(
         self,
@@ -140,6 +146,8 @@ class Provisioner:
         try:
             for tenant, result in WorkQueue(wanted, work, concurrency):
                 made[tenant] = result
+                if isinstance(result, TenantRecord):
+                    self._note_sources(recipe)
                 if on_progress is not None:
                     on_progress(tenant, result if isinstance(result, BaseException) else None)
         finally:
@@ -148,6 +156,12 @@ class Provisioner:
             )
             engine.dispose()
         return CreationReport.of({tenant: _unless_lost(tenant, made[tenant], kept) for tenant in wanted})
+
+    def _note_sources(self, recipe: Recipe) -> None:
+        """What the revisions are is noted with the first tenant: it may be changed before the next one."""
+        if recipe.plan is not None and recipe.plan.end not in self._noted:
+            self._noted.add(recipe.plan.end)
+            self._sources.note(recipe.history, [recipe.plan.end], install=True)
 
     def _unless_existing(self, tenant: TenantId, error: TenantExistsError) -> Exception | None:
         """The error of a tenant that was to be created; None where it is there, and not its schema alone,
