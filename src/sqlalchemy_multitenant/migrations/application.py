@@ -144,8 +144,8 @@ class Application:
 
     @contextmanager
     def _watched(self, locks: LockOrder | None) -> Iterator[None]:
-        """What Alembic runs meanwhile may not take a role that would not see the schema, nor wait for one lock
-        after the other."""
+        """What Alembic runs meanwhile may not take a role that would not see the schema, nor wait for one
+        lock after the other."""
 
         def renew(_c: Any, _cursor: Any, statement: str, *_: object) -> None:
             if locks is not None and locks.may_wait(statement):

@@ -1,8 +1,8 @@
 """Which statements may wait for a lock while those before them hold others, and for how long.
 
 PostgreSQL's `lock_timeout` counts for each statement
-(https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT): a transaction that waits
-for one table after the other would have the traffic on the first wait for the sum.
+(https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT): a transaction that
+waits for one table after the other would have the traffic on the first wait for the sum.
 """
 
 from __future__ import annotations

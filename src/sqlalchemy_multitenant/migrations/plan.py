@@ -188,11 +188,14 @@ class MigrationPlan:
         """The revisions that have been run when the record says `heads`, somewhere on the way."""
         if heads == self.end:
             return self.revisions
-        last = max((i for i, segment in enumerate(self.segments) if segment.recorded == heads), default=None)
-        if last is None or heads == self.start:
+        if heads == self.start:
             return ()
-        left = {s.revision for segment in self.segments[last:] for s in segment.statements}
-        left |= {segment.revision for segment in self.segments[last:]}
+        first = next((i for i, segment in enumerate(self.segments) if segment.recorded == heads), None)
+        if first is None:
+            return ()
+        rest = self.segments[first:]
+        left = {segment.revision for segment in rest}
+        left |= {statement.revision for segment in rest for statement in segment.statements}
         passed = itertools.takewhile(lambda revision: revision.id not in left, self.revisions)
         return tuple(passed)
 
