@@ -130,7 +130,8 @@ def test_an_index_whose_end_was_not_noted(
         write("0002", "0001", 'op.create_index("by_name", "items", ["name"])')
     fleet(config, 1)
     write("0003", "0001" if is_made else "0002", f"{BLOCK}{INDEX if is_made else NO_INDEX}")
-    send, lost = parts.InParts._send_patiently, []
+    send = parts.InParts._send_patiently
+    lost: list[str] = []
 
     def lose_once(self: parts.InParts, sql: str) -> None:
         send(self, sql)
@@ -168,7 +169,8 @@ def test_rows_are_changed_together_with_their_note(
     write("0001", None, FIRST_WITH_COUNTER)
     fleet(config, 1)
     write("0002", "0001", f"{BLOCK}    {COUNT}\n    op.execute('VACUUM items')")
-    send, lost = parts.send_all, []  # type: ignore[attr-defined]
+    send = parts.send_all  # type: ignore[attr-defined]
+    lost: list[list[bytes]] = []
 
     def lose_once(driver: psycopg.Connection[object], messages: list[bytes]) -> object:
         answer = send(driver, messages)
@@ -262,7 +264,8 @@ def test_a_second_attempt_tells_of_the_first_as_well(
     fleet(config, 1)
     write("0002", "0001", ADD_NOTE)
     write("0003", "0002", f"{BLOCK}    op.execute('VACUUM items')")
-    send, lost = parts.send_all, []  # type: ignore[attr-defined]
+    send = parts.send_all  # type: ignore[attr-defined]
+    lost: list[list[bytes]] = []
 
     def lose_once(driver: psycopg.Connection[object], messages: list[bytes]) -> object:
         if not lost and messages == [b"VACUUM items"]:
@@ -290,7 +293,8 @@ def test_steps_back_are_counted_from_where_they_began(
         down = f"{BLOCK}    op.execute('VACUUM items')"
         write(f"000{number}", f"000{number - 1}", "op.execute('SELECT 1')", down=down)
     fleet(config, 1)
-    send, sent = parts.send_all, []  # type: ignore[attr-defined]
+    send = parts.send_all  # type: ignore[attr-defined]
+    sent: list[list[bytes]] = []
 
     def lose_the_second(driver: psycopg.Connection[object], messages: list[bytes]) -> object:
         if messages == [b"VACUUM items"]:
