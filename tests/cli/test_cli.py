@@ -568,12 +568,57 @@ def test_ctrl_c_leaves_every_tenant_whole(project: Project, as_json: list[str]) 
     started = start(project, "migrate", "--all", "--concurrency", "2", *as_json)
     wait_for(project, SLEEPING)
     out, err = interrupt(started)
-    assert "interrupted" in (json.loads(out)["message"] if as_json else err)
+    if as_json:
+        document = json.loads(out)
+        assert document["error"] == "Interrupted"
+        assert (document["succeeded"], document["unreached"], document["failed"]) == (2, 1, 0)
+    else:
+        assert "interrupted" in err
+        assert "2 migrated, 0 up to date, 1 not reached, 0 failed" in out
+    run = json.loads(project.run("runs", "--json").out)[0]
+    assert (run["state"], run["succeeded"], run["skipped"]) == ("stopped", 2, 1)
     for tenant in "abc":
         standing = (project.columns(f"tenant_{tenant}"), project.at(tenant)[tenant])
         assert standing in [({"id"}, "0001"), ({"id", "avatar", "late"}, "0002")]
     assert project.at("c") == {"c": "0001"}
     assert project.rows(SLEEPING) == []
+
+
+def test_a_second_ctrl_c_rolls_back_what_runs(project: Project) -> None:
+    project.revision(2, SLOWLY.replace("pg_sleep(1)", "pg_sleep(60)"))
+    started = start(project, "migrate", "--all", "--concurrency", "2")
+    wait_for(project, SLEEPING)
+    started.send_signal(signal.SIGINT)
+    time.sleep(0.5)
+    out, _ = interrupt(started)
+    assert "0 migrated, 0 up to date, 1 not reached, 2 failed" in out
+    assert project.rows(SLEEPING) == []
+    assert set(project.at("a", "b", "c").values()) == {"0001"}
+
+
+def test_ctrl_c_while_tenants_are_created_says_how_many_there_are(project: Project) -> None:
+    project.revision(2, "op.execute('SELECT pg_sleep(0.5)')")
+    ids = project.folder / "ids.txt"
+    ids.write_text("".join(f"new{number}\n" for number in range(40)))
+    started = start(project, "tenant", "create", "--ids-file", str(ids), "--concurrency", "2")
+    wait_for(project, "SELECT 1 FROM public.multitenant_tenants WHERE id LIKE 'new%' OFFSET 4")
+    _, err = interrupt(started)
+    there = int(err.partition("at least ")[2].partition(" ")[0])
+    listed = json.loads(project.run("tenant", "list", "--json").out)
+    assert 0 < there <= len([record for record in listed if record["tenant"].startswith("new")]) < 40
+
+
+def test_generate_wants_one_head(project: Project) -> None:
+    project.revision(2, "pass")
+    second = next((project.folder / "migrations/tenant/versions").glob("0002*"))
+    other = second.with_name("0002b_other.py")
+    other.write_text(second.read_text().replace('"0002"', '"0002b"').replace("'0002'", "'0002b'"))
+    refused = json.loads(project.run("generate", "--name", "x", "--json", code=1).out)
+    assert "2 heads, 0002, 0002b" in refused["message"]
+    assert "--sql --name merge" in refused["message"]
+    merged = project.run("generate", "--type", "tenant", "--sql", "--name", "merge").out
+    assert "joins 0002, 0002b" in merged
+    assert "needs a name" in project.run("generate", "--name", "///", "--sql", code=1).err
 
 
 def test_ctrl_c_during_the_shared_migration_undoes_it(project: Project) -> None:

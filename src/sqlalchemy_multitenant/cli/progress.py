@@ -39,6 +39,11 @@ class Progress:
         if self._bar is not None:
             self._bar.stop()
 
+    @property
+    def succeeded(self) -> int:
+        """How many were done without an error."""
+        return self._done - self._failed
+
     def start(self, total: int) -> None:
         """Say how many tenants there are."""
         self._total = total

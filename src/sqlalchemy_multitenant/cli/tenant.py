@@ -10,7 +10,7 @@ import typer
 
 from ..config_file import load_config
 from ..errors import ConfigurationError
-from .common import ConfigOption, JsonOption, confirm, console, fail, print_json, reports_errors
+from .common import INTERRUPTED, ConfigOption, JsonOption, confirm, console, fail, print_json, reports_errors
 
 if TYPE_CHECKING:
     from ..catalog.records import TenantRecord
@@ -93,12 +93,17 @@ def _create_many(
 
     with TenantManager(load_config(config)) as manager, Progress("creating", quiet=as_json) as progress:
         progress.start(len(set(ids)))
-        report = manager.create_tenants(
-            ids,
-            concurrency=concurrency,
-            seed=seed,
-            on_progress=lambda tenant, error: progress.advance(tenant, failed=error is not None),
-        )
+        try:
+            report = manager.create_tenants(
+                ids,
+                concurrency=concurrency,
+                seed=seed,
+                on_progress=lambda tenant, error: progress.advance(tenant, failed=error is not None),
+            )
+        except KeyboardInterrupt:
+            there = f"at least {progress.succeeded} of {len(set(ids))} are there"
+            message = f"{INTERRUPTED}: {there}, and the same command creates the others"
+            fail(message, 130, as_json=as_json, kind="Interrupted")
     if as_json:
         print_json(
             {

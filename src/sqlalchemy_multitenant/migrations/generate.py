@@ -77,6 +77,9 @@ def generate(
     name = _parse_name(name)
     if kind not in (None, "tenant", SHARED):
         raise MigrationError(f"type {kind!r} is neither 'tenant' nor 'shared'")
+    for history in (shared_history, tenant_history):
+        if kind in (None, history.label):
+            _require_one_head(history)
     schemas = config.schemas
     shared = scratch_name(SHARED)
     tenant = scratch_name("tenant")
@@ -106,6 +109,15 @@ def generate(
         finally:
             connection.rollback()
     return written
+
+
+def _require_one_head(history: History) -> None:
+    if len(heads := history.heads()) > 1:
+        raise MigrationError(
+            f"the {history.label} history has {len(heads)} heads, {', '.join(heads)}: "
+            f"`multitenant generate --type {history.label} --sql --name merge` writes a revision that joins "
+            "them"
+        )
 
 
 def _parse_name(name: str) -> str:
@@ -159,12 +171,6 @@ class _Comparison:
         self, history: History, schema: SchemaName, models: Sequence[MetaData], name: str
     ) -> list[GeneratedRevision]:
         """Write a revision for the difference between `models` and `schema`."""
-        if len(heads := history.heads()) > 1:
-            raise MigrationError(
-                f"the {history.label} history has {len(heads)} heads, {', '.join(heads)}: "
-                f"`multitenant generate --type {history.label} --sql --name merge` writes a revision that "
-                "joins them"
-            )
         own = set(
             self._connection.scalars(
                 text(

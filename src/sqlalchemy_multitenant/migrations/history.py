@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+import traceback
 import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -355,9 +356,15 @@ class History:
         except (UserWarning, KeyError) as error:
             raise MigrationError(f"the revisions in {self.directory} do not connect: {error}") from error
         except (SyntaxError, ImportError, NameError, AttributeError, TypeError) as error:
-            raise MigrationError(
-                f"a revision in {self.directory} cannot be loaded: {type(error).__name__}: {error}"
-            ) from error
+            place = self._place_of(error)
+            raise MigrationError(f"{place} cannot be loaded: {type(error).__name__}: {error}") from error
+
+    def _place_of(self, error: BaseException) -> str:
+        """The file of this folder, and the line, that an error came from."""
+        frames = traceback.extract_tb(error.__traceback__)
+        ours = [f for f in frames if Path(f.filename).is_relative_to(self.directory.resolve())]
+        ours = ours or [f for f in frames if Path(f.filename).is_relative_to(self.directory)]
+        return f"{ours[-1].filename}, line {ours[-1].lineno}," if ours else f"a revision in {self.directory}"
 
 
 def _revision(script: Script) -> Revision:
