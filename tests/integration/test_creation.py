@@ -873,3 +873,22 @@ def test_nobody_writes_while_a_tenant_is_archived(
         dropping.result()
     restore(db, file)
     assert rows(db, "a", "SELECT name FROM items") == ["before"]
+
+
+def test_tables_of_the_same_names_in_the_shared_schema_stay_what_they_are(
+    config: TenantConfig, write: Write, db: Engine
+) -> None:
+    """As where an application of one schema becomes one of many."""
+    write("0001", None, FIRST + "\nop.execute(\"INSERT INTO items (name) VALUES ('own')\")")
+    with db.begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE public.items (id serial PRIMARY KEY, name text)")
+        connection.exec_driver_sql("CREATE TABLE public.alembic_version (version_num varchar(32))")
+        connection.exec_driver_sql("INSERT INTO public.alembic_version VALUES ('old')")
+    with TenantManager(config) as manager:
+        manager.create_tenants(["a", "b"])
+    for tenant in "ab":
+        assert rows(db, tenant, "SELECT name FROM items") == ["own"]
+        assert rows(db, tenant, "SELECT version_num FROM alembic_version") == ["0001"]
+    with db.connect() as connection:
+        assert not connection.scalar(text("SELECT count(*) FROM public.items"))
+        assert connection.scalar(text("SELECT version_num FROM public.alembic_version")) == "old"

@@ -107,13 +107,15 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
         members = migrator.find_members(ids, only_failed=only_failed) if chosen else []
         if chosen:
             migrator.check_canaries(chosen_options, members)
-        first = None
-        if shared:
-            first = migrator.mark_shared_applied() if mark_applied else migrator.migrate_shared()
-        report = None
-        if chosen:
-            with Progress(quiet=as_json, json_lines=json_progress) as progress:
-                progress.start(len(members))
+        first, report = None, None
+        with Progress(quiet=as_json, json_lines=json_progress) as progress:
+            progress.start(len(members) + shared)
+            if shared and mark_applied:
+                first = migrator.mark_shared_applied()
+                progress.update(first.tenant, first.state)
+            elif shared:
+                first = migrator.migrate_shared(on_progress=progress.update)
+            if chosen:
                 run = migrator.mark if mark_applied else migrator.migrate
                 report = until_interrupted(lambda: run(members, **options, on_progress=progress.update))
         behind = [] if shared else migrator.status_shared().pending

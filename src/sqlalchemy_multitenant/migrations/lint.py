@@ -29,6 +29,14 @@ _NAMES_RELATION = re.compile(
     r"|TRUNCATE|DELETE)\s*$",
     re.IGNORECASE,
 )
+_NAMES_TABLE = re.compile(
+    r"\b(?P<word>FROM|JOIN|INTO|UPDATE|TABLE|REFERENCES|TRUNCATE|ONLY)\s*$", re.IGNORECASE
+)
+_HAS_FROM = re.compile(r"\b(?:SELECT|DELETE|UPDATE)\b", re.IGNORECASE)
+_SQL = re.compile(
+    r"\s*(?:ALTER|CREATE|DELETE|DROP|GRANT|INSERT|MERGE|SELECT|TRUNCATE|UPDATE|WITH)\s", re.IGNORECASE
+)
+_EVERYBODYS = frozenset({"pg_catalog", "information_schema", "pg_temp"})
 _CALL = re.compile(r'\s*(?:"(?:[^"]|"")+"|[\w$]+)\s*\(')
 _REGCLASS = re.compile(r"'(\"?)(?P<schema>[^'.\"]+)\1\.[^']+'(?=\s*(?:::\s*reg|[,)]))", re.IGNORECASE)
 
@@ -90,6 +98,8 @@ def lint(
             *_lint_downgrade(path, source, history, revision),
             *_run_squawk(path, statements),
         ]
+        if revision.id in online:
+            found += _lint_strings(path, source, names)
         if revision.id in online and _has_sql(source):
             found.append(
                 Finding(path, 0, "not-compiled", f"its SQL cannot be looked at: {online[revision.id]}")
@@ -116,7 +126,8 @@ def _lint_downgrade(path: Path, source: str, history: History, revision: Revisio
     if not history.is_one_way(revision.id):
         return
     tree = ast.parse(source)
-    line = next((n.lineno for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == "downgrade"), 0)
+    lines = {node.name: node.lineno for node in tree.body if isinstance(node, ast.FunctionDef)}
+    line = lines.get("downgrade") or lines.get("upgrade", 0)
     yield Finding(
         path,
         line,
@@ -139,6 +150,35 @@ def _lint_source(path: Path, source: str, names: _Names) -> Iterator[Finding]:
             yield names.finding(path, node.value.lineno, node.value.value)
 
 
+def _lint_strings(path: Path, source: str, names: _Names) -> Iterator[Finding]:
+    """What looks like SQL in a revision that cannot be compiled; values put into it are not known."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "x" for part in node.values)
+            text = "".join(map(str, parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            text = node.value
+        else:
+            continue
+        if _SQL.match(text):
+            yield from names.check(path, Statement(text, line=node.lineno))
+
+
+def _names_table(sql: str, at: int) -> bool:
+    """Whether a table is named at this place: not EXTRACT(... FROM, nor IS DISTINCT FROM."""
+    match = _NAMES_TABLE.search(sql, 0, at)
+    if match is None or match["word"].upper() != "FROM":
+        return match is not None
+    before = sql[: match.start()].rstrip()
+    depth = 0
+    for position in range(len(before) - 1, -1, -1):
+        depth += {")": 1, "(": -1}.get(before[position], 0)
+        if depth < 0:
+            before = before[position:]
+            break
+    return not before.upper().endswith("DISTINCT") and _HAS_FROM.search(before) is not None
+
+
 class _Names:
     """Tells which names in SQL are those of schemas that a revision should leave to the search path."""
 
@@ -147,6 +187,7 @@ class _Names:
         self._kind = kind
         self._shared = {"public", schemas.shared_schema}
         self._tables = schemas.tenant_tables | schemas.shared_tables
+        self._known = _EVERYBODYS | set(schemas.extra_search_path)
         self._tenants = None
         if isinstance(rule, str) and (rule := re.escape(rule)) != r"\{id\}":
             self._tenants = re.compile(rule.replace(r"\{id\}", r"[A-Za-z0-9][A-Za-z0-9_.-]*"))
@@ -157,7 +198,8 @@ class _Names:
         for match in _QUALIFIER.finditer(sql):
             name = match[1].replace('""', '"') if match[1] else match[2].lower()
             is_named = _NAMES_RELATION.search(sql, 0, match.start()) or _CALL.match(sql, match.end())
-            if name in self._shared or (is_named and self._is_tenants(name)):
+            is_other = name not in self._known and _names_table(sql, match.start())
+            if name in self._shared or (is_named and self._is_tenants(name)) or is_other:
                 yield self.finding(path, statement.line, name)
         for match in _REGCLASS.finditer(statement.sql):
             if match["schema"] in self._shared or self._is_tenants(match["schema"]):
