@@ -174,7 +174,9 @@ def fill(example: Example, table: str = "users", column: str = "name", **others:
 
 
 def client_at(address: str, headers: Headers) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, verify=NO_TLS)
+    # Gunicorn hangs up after two idle seconds; a request that is just on its way then has no answer.
+    limits = httpx.Limits(keepalive_expiry=1)
+    return httpx.AsyncClient(base_url=address, headers=headers, timeout=30, verify=NO_TLS, limits=limits)
 
 
 async def crowd(

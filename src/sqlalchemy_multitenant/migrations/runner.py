@@ -155,6 +155,8 @@ class SchemaRunner:
         """
         if plan is None or not journey.attempts:
             return
+        # Somebody else's progress is not ours: not where no attempt of ours has failed yet.
+        may_be_ours = found is None or bool(journey.retries.keys() - {"locked"})
         with suppress(Exception), self._engine.connect() as connection:
             if found is None:
                 if not plan.has_borders:
@@ -163,16 +165,16 @@ class SchemaRunner:
                 found = guards.read_record()
             if found == journey.at:
                 return
-            if self._is_ours(connection, journey.to, plan, found):
+            if may_be_ours and self._is_ours(connection, journey.to, plan, found):
                 journey.went(plan, found)
                 return
         if found is not None:
             journey.set_out(found)
 
     def _is_ours(self, connection: Connection, to: Destination, plan: MigrationPlan, found: Heads) -> bool:
-        """Whether the plan has brought the schema there, and not another migrator's."""
+        """Whether the plan can have brought the schema there."""
         if found != plan.end:
-            return plan.has_borders and found in {segment.recorded for segment in plan.segments}
+            return found in {segment.recorded for segment in plan.segments}
         run = self._books.run
         return run is not None and self._books.ledger.is_done(connection, run, to.name)
 
