@@ -22,6 +22,7 @@ class Journey:
         attempts: how often it was tried.
         retries: why it was tried again, and how often.
         is_begun: whether anybody was told that it begins.
+        is_finished: whether a plan was run to its end.
     """
 
     def __init__(self, to: Destination, start: Heads) -> None:
@@ -30,7 +31,7 @@ class Journey:
         self.applied: list[str] = []
         self.attempts = 0
         self.retries: Counter[str] = Counter()
-        self.is_begun = False
+        self.is_begun = self.is_finished = False
         self._started = time.perf_counter()
         self._patience = time.monotonic() + PATIENCE_S
 
@@ -51,6 +52,7 @@ class Journey:
         """The plan has brought it there, which may be a part of the way."""
         self.applied += [revision.id for revision in plan.before(found)]
         self.at = found
+        self.is_finished = found == plan.end
 
     def result(self, state: MigrationState, *, error: BaseException | None = None) -> TenantResult:
         """What became of it."""

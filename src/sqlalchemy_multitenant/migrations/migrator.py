@@ -15,6 +15,7 @@ from ..events import MigrationHooks
 from .generate import GeneratedRevision, generate, generate_sql
 from .history import History
 from .hooks import HookCalls
+from .journal import Journal
 from .journey import Journey
 from .ledger import application_name
 from .options import OnProgress, RunKeywords, RunOptions
@@ -28,7 +29,7 @@ from .report import (
     TenantResult,
 )
 from .requirements import require_nobody_above, require_shared
-from .run import INTERRUPTED, FleetRun, Job, LedgerJournal
+from .run import INTERRUPTED, FleetRun, Job
 from .runner import Bookkeeping, SchemaRunner
 from .scratch import time_plan
 from .verify import Reference, TenantVerification, build_reference, verify_fleet
@@ -268,8 +269,8 @@ class Migrator(Project):
             engine.dispose()
         return run, fleet
 
-    def _journal(self, run: int, schemas: Mapping[str, str], history: History) -> LedgerJournal:
-        return LedgerJournal(
+    def _journal(self, run: int, schemas: Mapping[str, str], history: History) -> Journal:
+        return Journal(
             self.ledger, self.engine, run, schemas, lambda heads: self.sources.note(history, [heads])
         )
 

@@ -105,7 +105,9 @@ class SchemaRunner:
             try:
                 plan = way(journey.at)
                 if plan.is_empty:
-                    return journey.result(MigrationState.DONE if journey.applied else MigrationState.SKIPPED)
+                    # What somebody else has finished is nobody's to tell here.
+                    state = MigrationState.DONE if journey.is_finished else MigrationState.SKIPPED
+                    return journey.result(state)
                 self._begin(journey, on_start)
                 self._apply(plan, journey)
             except PlanOutdatedError as outdated:
