@@ -50,7 +50,7 @@ def until_interrupted(run: Callable[[], MigrationReport]) -> MigrationReport:
 
 def exit_code(report: MigrationReport | None) -> int:
     """Of a run that has not gone well."""
-    return 130 if report is not None and report.stopped == "interrupted" else 1
+    return 130 if report is not None and report.is_interrupted else 1
 
 
 @reports_errors
@@ -110,11 +110,9 @@ def migrate(  # noqa: PLR0913, PLR0917 - one parameter an option
         first, report = None, None
         with Progress(quiet=as_json, json_lines=json_progress) as progress:
             progress.start(len(members) + shared)
-            if shared and mark_applied:
-                first = migrator.mark_shared_applied()
-                progress.update(first.tenant, first.state)
-            elif shared:
-                first = migrator.migrate_shared(on_progress=progress.update)
+            if shared:
+                move = migrator.mark_shared_applied if mark_applied else migrator.migrate_shared
+                first = move(on_progress=progress.update)
             if chosen:
                 run = migrator.mark if mark_applied else migrator.migrate
                 report = until_interrupted(lambda: run(members, **options, on_progress=progress.update))

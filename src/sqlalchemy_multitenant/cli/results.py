@@ -52,9 +52,7 @@ def render_report(
     details = (*([shared] if shared else []), *tenants.details)
     whole = replace(tenants, details=details)
     if as_json:
-        interrupted = (
-            {"error": "Interrupted", "message": INTERRUPTED} if whole.stopped == "interrupted" else {}
-        )
+        interrupted = {"error": "Interrupted", "message": INTERRUPTED} if whole.is_interrupted else {}
         print_json(
             {
                 **interrupted,

@@ -76,11 +76,13 @@ def rollback(  # noqa: PLR0913, PLR0917 - one parameter an option
         if plans and not yes:
             _ask(plans, as_json=as_json)
         if shared:
-            result = migrator.rollback_shared(to=str(to))
+            with Progress(quiet=as_json, json_lines=json_progress) as progress:
+                progress.start(1)
+                result = migrator.rollback_shared(to=str(to), on_progress=progress.update)
             render_report(result, None, verb="taken back", as_json=as_json)
             return
         with Progress(quiet=as_json, json_lines=json_progress) as progress:
-            progress.start(sum(len(plan.tenants) for plan in plans))
+            progress.start(len(migrator.find_members(ids)))
             report = until_interrupted(
                 lambda: migrator.rollback(
                     ids,

@@ -31,6 +31,7 @@ class StatementError(Exception):
     def __init__(self, position: int, error: psycopg.Error) -> None:
         super().__init__(position, error)
         self.position, self.error = position, error
+        self.__cause__ = error
 
     def __str__(self) -> str:
         return str(self.error)

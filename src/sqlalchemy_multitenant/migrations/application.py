@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
-import psycopg
+from psycopg.pq import TransactionStatus
 from sqlalchemy import Connection, event
 
 from ..engines.pipeline import send_all
@@ -15,6 +15,7 @@ from ..errors import MigrationError
 from .batch import Batch, driver_of, settings_sql
 from .guards import SchemaGuards
 from .history import History
+from .inside import SWALLOWED
 from .pacing import LockOrder, renewal_sql
 from .plan import Destination, MigrationPlan, Segment, SegmentKind, Statement, Timeouts, changes_role
 from .steps import Steps
@@ -32,7 +33,7 @@ class Application:
 
     Args:
         steps: where it is noted that a revision was left half done; None for a schema that nobody else sees.
-        before_commit: SQL that goes into the last transaction.
+        before_commit: makes SQL that goes into the last transaction.
         observer: is told of each revision, at the price of a round trip for each.
 
     Attributes:
@@ -48,13 +49,14 @@ class Application:
         timeouts: Timeouts,
         *,
         steps: Steps | None = None,
-        before_commit: Sequence[str] = (),
+        before_commit: Callable[[], Iterable[str]] = tuple,
         observer: Observer | None = None,
     ) -> None:
         self._connection, self._plan, self._history = connection, plan, history
         self._to, self._timeouts, self._before_commit = to, timeouts, before_commit
         self.driver = driver_of(connection)
         self._batch = Batch(self.driver, to.tenant)
+        self._steps = steps
         self._guards = SchemaGuards(self.driver, to, plan, history.version_table, steps)
         self._locks = LockOrder()
         self._observer = observer
@@ -67,7 +69,7 @@ class Application:
     def _finish(self) -> None:
         self._enter(None)
         self._batch.add(self._guards.ends)
-        for sql in self._before_commit:
+        for sql in self._before_commit():
             self._batch.add(sql)
 
     def _commit(self) -> None:
@@ -120,7 +122,9 @@ class Application:
             self._connection.begin()
         transaction = self._transaction_id()
         self._call_alembic(segment, is_unused=is_unused)
-        if self._is_idle() or self._transaction_id() != transaction:
+        if self._status is TransactionStatus.INERROR:
+            raise MigrationError(SWALLOWED, self._to.tenant, segment.revision)
+        if self._status is TransactionStatus.IDLE or self._transaction_id() != transaction:
             raise MigrationError(
                 "the revision has ended the transaction by itself: what came before may stay, and nothing "
                 "that comes after it was run. Take its commit or rollback out",
@@ -164,8 +168,9 @@ class Application:
             event.remove(self._connection, "before_cursor_execute", renew)
             event.remove(self._connection, "after_cursor_execute", check)
 
-    def _is_idle(self) -> bool:
-        return self.driver.info.transaction_status == psycopg.pq.TransactionStatus.IDLE
+    @property
+    def _status(self) -> TransactionStatus:
+        return self.driver.info.transaction_status
 
     def _transaction_id(self) -> str:
         (result,) = send_all(self.driver, [b"SELECT pg_catalog.pg_current_xact_id()::text"])

@@ -6,7 +6,7 @@ revision that the plan starts from) is asserted by guards.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from sqlalchemy import Connection
@@ -60,7 +60,7 @@ def migrate_schema(
     timeouts: Timeouts,
     *,
     shared_schema: str,
-    before_commit: Sequence[str] = (),
+    before_commit: Callable[[], Iterable[str]] = tuple,
     observer: Observer | None = None,
 ) -> None:
     """The same in transactions of its own: one, unless the plan has borders. The connection is in none, and
@@ -68,7 +68,7 @@ def migrate_schema(
 
     Args:
         shared_schema: where the steps of plans with borders are noted.
-        before_commit: SQL that goes into the last transaction.
+        before_commit: makes SQL that goes into the last transaction.
         observer: is told of each revision, at the price of a round trip for each.
 
     Raises:

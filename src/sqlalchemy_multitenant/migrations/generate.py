@@ -128,8 +128,13 @@ def _parse_name(name: str) -> str:
     return parsed
 
 
-def generate_sql(history: History, name: str, ids: str) -> GeneratedRevision:
+def generate_sql(
+    history: History, name: str, ids: str, *, requires_shared: str | None = None
+) -> GeneratedRevision:
     """Write an empty revision for SQL.
+
+    Args:
+        requires_shared: the shared revision that has to be there first.
 
     Raises:
         MigrationError: there is no name, or an existing revision cannot be read.
@@ -146,11 +151,21 @@ def generate_sql(history: History, name: str, ids: str) -> GeneratedRevision:
     with path.open("x", encoding="utf-8") as file:
         file.write(
             SQL_TEMPLATE.format(
-                message=name, revision=revision, after=", ".join(heads) or "-", down_revision=down
+                message=name,
+                revision=revision,
+                after=", ".join(heads) or "-",
+                down_revision=down,
+                requires_shared=_requirement(requires_shared),
             )
         )
     history.reload()
     return GeneratedRevision(history.label, revision, path, (what,))
+
+
+def _requirement(shared: str | None) -> str:
+    if shared is None:
+        return ""
+    return f"# The shared revision that has to be there first.\nrequires_shared: str | None = {shared!r}\n"
 
 
 def _without_schema(metadata: MetaData, shared_schema: str) -> MetaData:

@@ -68,11 +68,6 @@ class SchemaGuards:
         return f"SELECT {lock}, {guard_sql(self._is_first, 'gone')}"
 
     @property
-    def still_there(self) -> str:
-        """Nobody has dropped it meanwhile."""
-        return f"SELECT {guard_sql(self._is_first, 'gone')}"
-
-    @property
     def role(self) -> str:
         """The role that a revision has taken may use it."""
         return f"SELECT {guard_sql(self._is_first, 'role')}"
@@ -152,9 +147,15 @@ class SchemaGuards:
         roll_back(self._driver)
         if guard == "half" and self._steps is not None:
             try:
-                self._steps.read(self._driver, self._plan)
+                left = self._steps.read(self._driver, self._plan)
             except MigrationError as error:
                 return error
+            return MigrationError(
+                f"it was left half done ({left.done} of its statements were run), and has no "
+                "autocommit_block any more: put that back until the revision is finished",
+                self._to.tenant,
+                left.revision,
+            )
         return PlanOutdatedError(self.read_record()) if guard == "moved" else None
 
 

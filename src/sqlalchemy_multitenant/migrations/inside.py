@@ -16,6 +16,8 @@ from ..isolation.sqltext import code_only
 from .batch import driver_of
 from .plan import Statement
 
+SWALLOWED = "a statement failed, and what caught its error has not rolled it back"
+
 _CONCURRENTLY = re.compile(
     r"^\s*(?:(?:CREATE\s+(?:UNIQUE\s+)?|DROP\s+|RE)INDEX\b|ALTER\s+TABLE\b|REFRESH\b).*?(?P<word>\bCONCURRENTLY\b)",
     re.IGNORECASE | re.DOTALL,
@@ -70,7 +72,7 @@ def no_failed_commits(connection: Connection) -> Iterator[None]:
     def check(_connection: Connection) -> None:
         driver = driver_of(connection)
         if driver.info.transaction_status == TransactionStatus.INERROR:
-            raise MigrationError("a statement failed, and what caught its error has not rolled it back")
+            raise MigrationError(SWALLOWED)
 
     event.listen(connection, "commit", check)
     try:

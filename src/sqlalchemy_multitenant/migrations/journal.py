@@ -57,15 +57,14 @@ class Journal:
     def _placed(self, results: Sequence[TenantResult]) -> list[tuple[str, TenantResult]]:
         return [(self._schemas[result.tenant], result) for result in results]
 
-    def _write(self) -> bool:
+    def _write(self) -> None:
         try:
             with self._engine.begin() as connection:
                 self._ledger.add_failures(connection, self.run, self._unwritten)
         except Exception:
             logger.warning("failures of run %s could not be written yet", self.run, exc_info=True)
-            return False
-        self._unwritten.clear()
-        return True
+        else:
+            self._unwritten.clear()
 
     def end(self, results: Sequence[TenantResult], reason: str | None) -> Sequence[TenantResult]:
         """The run is over. Tenants' commits do not wait for the disk, and this one does. Returns what has to

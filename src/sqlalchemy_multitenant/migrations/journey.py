@@ -36,6 +36,11 @@ class Journey:
         self._patience = time.monotonic() + PATIENCE_S
 
     @property
+    def elapsed_ms(self) -> float:
+        """How long it has taken, waiting included."""
+        return (time.perf_counter() - self._started) * 1000
+
+    @property
     def is_patient(self) -> bool:
         """Whether it goes on waiting for a lock that nobody seems to work under."""
         return time.monotonic() < self._patience
@@ -62,7 +67,7 @@ class Journey:
             start=self.start,
             end=self.at,
             applied=tuple(self.applied),
-            duration_ms=(time.perf_counter() - self._started) * 1000,
+            duration_ms=self.elapsed_ms,
             attempts=max(self.attempts, 1),
             retries=dict(self.retries),
             error=error,

@@ -51,7 +51,7 @@ class RunRecord:
     """One run.
 
     Attributes:
-        kind: `migrate`, `rollback` or `mark`.
+        kind: `migrate`, `rollback` or `mark`; of the shared schema, `migrate shared` and so on.
         total, succeeded, failed: tenants, as their own results say.
         skipped: those with nothing to do, or that were not reached; as yet None in a run that has not ended.
         reason: why it was stopped, or None.
@@ -214,11 +214,13 @@ class Ledger:
         *,
         attempts: int,
         retries: Mapping[str, int],
+        before_ms: float,
     ) -> str:
         """The statement that notes, in a tenant's own transaction, that it was brought to the plan's end.
 
         Args:
             start: where it was when the run began.
+            before_ms: how long it took before this transaction.
         """
         values = (
             str(run),
@@ -229,7 +231,7 @@ class Ledger:
             _array(plan.end),
             str(attempts),
             f"{quote_literal(json.dumps(dict(retries)))}::jsonb",
-            "extract(epoch FROM clock_timestamp() - transaction_timestamp()) * 1000",
+            f"{before_ms:.3f} + extract(epoch FROM clock_timestamp() - transaction_timestamp()) * 1000",
             quote_literal(plan.sql_hash),
         )
         return (

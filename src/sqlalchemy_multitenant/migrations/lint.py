@@ -17,7 +17,6 @@ from .squawk import run_squawk
 
 _IGNORE = re.compile(r"#\s*multitenant:\s*ignore\s+(?P<rules>[\w, -]+)")
 _QUALIFIER = re.compile(r'(?:"((?:[^"]|"")+)"|([A-Za-z_\x80-\uffff][\w$]*))\s*\.')
-_SCHEMA_KEYWORDS = ("schema", "source_schema", "referent_schema")
 _SETS_PATH = re.compile(
     r"\b(?:SET\s+(?:LOCAL\s+|SESSION\s+)?search_path\b(?!\s+FROM\s+CURRENT|\s*(?:=|TO)\s*(?:pg_catalog|''))"
     r"|RESET\s+search_path\b|set_config\s*\()",
@@ -78,7 +77,7 @@ def lint(
     pending = history.pending(start)
     plan = history.plan_upgrade(start)
     online = {s.revision: s.reason for s in plan.segments if s.kind is SegmentKind.ONLINE}
-    names = _Names(config, kind)
+    names = _Names(config)
     for revision in pending:
         path = Path(history.script_of(revision.id).path)
         source = path.read_text(encoding="utf-8")
@@ -102,7 +101,7 @@ def lint(
             found += _lint_strings(path, source, names)
         if revision.id in online and _has_sql(source):
             found.append(
-                Finding(path, 0, "not-compiled", f"its SQL cannot be looked at: {online[revision.id]}")
+                Finding(path, 0, "not-compiled", f"its SQL is looked at as text alone: {online[revision.id]}")
             )
         yield from sorted(_kept(found, source), key=lambda f: (f.line, f.rule))
 
@@ -182,9 +181,8 @@ def _names_table(sql: str, at: int) -> bool:
 class _Names:
     """Tells which names in SQL are those of schemas that a revision should leave to the search path."""
 
-    def __init__(self, config: TenantConfig, kind: str) -> None:
+    def __init__(self, config: TenantConfig) -> None:
         schemas, rule = config.schemas, config.naming.rule
-        self._kind = kind
         self._shared = {"public", schemas.shared_schema}
         self._tables = schemas.tenant_tables | schemas.shared_tables
         self._known = _EVERYBODYS | set(schemas.extra_search_path)

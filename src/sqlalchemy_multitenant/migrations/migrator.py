@@ -29,7 +29,7 @@ from .report import (
     TenantResult,
 )
 from .requirements import require_nobody_above, require_shared
-from .run import INTERRUPTED, FleetRun, Job
+from .run import FleetRun, Job
 from .runner import Bookkeeping, SchemaRunner
 from .scratch import time_plan
 from .verify import Reference, TenantVerification, build_reference, verify_fleet
@@ -91,8 +91,8 @@ class Migrator(Project):
                 tenant is touched.
             max_failures: how many tenants may fail, a number or a share such as `"5%"`; beyond that, no
                 further tenant is begun.
-            on_progress: called with (tenant, state) when a tenant begins and when it ends; from one
-                thread at a time.
+            on_progress: called with (tenant, state) when a tenant begins and when it ends, once where
+                nothing is to be done; from one thread at a time.
             on_error: called with (tenant, error) when a tenant failed; returns `"continue"` (as does None)
                 or `"abort"`, which starts no further tenants.
 
@@ -127,7 +127,6 @@ class Migrator(Project):
         """As `migrate_all`, for tenants that `find_members` returned."""
         chosen = RunOptions(**options)
         history = self.tenant_history
-        self.check_canaries(chosen, members)
         history.heads()  # a broken history is told before any tenant is touched
         return self._run("migrate", members, chosen, lambda _start: history.plan_upgrade)
 
@@ -174,9 +173,7 @@ class Migrator(Project):
     def mark(self, members: Sequence[Member], **options: Unpack[RunKeywords]) -> MigrationReport:
         """As `mark_applied`, for tenants that `find_members` returned."""
         history = self.tenant_history
-        chosen = RunOptions(**options)
-        self.check_canaries(chosen, members)
-        return self._run("mark", members, chosen, lambda _start: history.plan_stamp)
+        return self._run("mark", members, RunOptions(**options), lambda _start: history.plan_stamp)
 
     @staticmethod
     def check_canaries(options: RunOptions, members: Sequence[Member]) -> None:
@@ -194,7 +191,14 @@ class Migrator(Project):
     def _run(
         self, kind: str, members: Sequence[Member], options: RunOptions, way_of: Callable[[Heads], Way]
     ) -> MigrationReport:
+        self.check_canaries(options, members)
+        if options.canary_factor is not None and kind != "migrate":
+            reason = f"a {kind} is not held against an empty schema"
+            raise ConfigurationError("canary_factor", options.canary_factor, reason)
         todo = self._sort(kind, members, way_of)
+        for result in [*todo.idle, *todo.failed]:
+            if options.on_progress is not None:
+                options.on_progress(result.tenant, result.state)
         results = {result.tenant: result for result in [*todo.idle, *todo.failed]}
         hooks = HookCalls(self._hooks)
         report = MigrationReport(())
@@ -206,7 +210,7 @@ class Migrator(Project):
             report = MigrationReport((), fleet.stopped, run, tuple(hooks.errors), fleet.unreached)
         self.sources.note(self.tenant_history, _ends(results.values()))
         report = replace(report, details=tuple(results[member.id] for member in members))
-        if report.stopped == INTERRUPTED:
+        if report.is_interrupted:
             raise MigrationInterrupted(report)
         return report
 
@@ -291,15 +295,15 @@ class Migrator(Project):
         """
         return self._move_shared("migrate", self.shared_history.plan_upgrade, on_progress)
 
-    def mark_shared_applied(self) -> TenantResult:
+    def mark_shared_applied(self, *, on_progress: OnProgress | None = None) -> TenantResult:
         """Record the newest revision for the shared schema, without running anything.
 
         Raises:
             MigrationError: it could not be recorded.
         """
-        return self._move_shared("mark", self.shared_history.plan_stamp, None)
+        return self._move_shared("mark", self.shared_history.plan_stamp, on_progress)
 
-    def rollback_shared(self, *, to: str) -> TenantResult:
+    def rollback_shared(self, *, to: str, on_progress: OnProgress | None = None) -> TenantResult:
         """Take the shared schema back to an earlier revision.
 
         Raises:
@@ -308,9 +312,10 @@ class Migrator(Project):
         target = self.shared_history.resolve(to)
         self._require_nobody_above(self.plan_rollback_shared(to=to))
         result = self._move_shared(
-            "rollback", lambda heads: self.shared_history.plan_back_to(heads, target), None
+            "rollback", lambda heads: self.shared_history.plan_back_to(heads, target), on_progress
         )
-        self.sources.forget(self.shared_history, [result.end])
+        if result.state is MigrationState.DONE:
+            self.sources.forget(self.shared_history, [result.end])
         return result
 
     def _move_shared(self, kind: str, way: Way, on_progress: OnProgress | None) -> TenantResult:
@@ -418,7 +423,8 @@ class Migrator(Project):
             MigrationError: there is no name, or an existing revision cannot be read.
         """
         history = self.shared_history if kind == SHARED else self.tenant_history
-        return generate_sql(history, name, self.config.migrations.revision_ids)
+        needed = None if kind == SHARED else next(iter(self.shared_history.heads()), None)
+        return generate_sql(history, name, self.config.migrations.revision_ids, requires_shared=needed)
 
     # -- without doing it ---------------------------------------------------------------------------
 

@@ -1,8 +1,9 @@
 """Which statements may wait for a lock while those before them hold others, and for how long.
 
-PostgreSQL's `lock_timeout` counts for each statement
+PostgreSQL's `lock_timeout` counts for each lock
 (https://www.postgresql.org/docs/current/runtime-config-client.html#GUC-LOCK-TIMEOUT): a transaction that
-waits for one table after the other would have the traffic on the first wait for the sum.
+waits for one table after the other would have the traffic on the first wait for the sum. Of a statement that
+names several tables itself (DROP TABLE a, b) each has the whole time.
 """
 
 from __future__ import annotations

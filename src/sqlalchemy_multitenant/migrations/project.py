@@ -1,4 +1,4 @@
-"""`Project`: the revisions and the tenants of one configuration, and where everybody stands. Reads only."""
+"""`Project`: the revisions and the tenants of one configuration, and where everybody stands."""
 
 from __future__ import annotations
 

@@ -8,6 +8,9 @@ from enum import StrEnum
 
 from .plan import Heads
 
+INTERRUPTED = "interrupted"
+"""Why a run was stopped by Ctrl-C."""
+
 SHARED = "shared"
 """What the shared schema is called among the results."""
 
@@ -77,6 +80,11 @@ class MigrationReport:
     run: int | None = None
     hook_errors: tuple[HookError, ...] = ()
     unreached: int = 0
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether Ctrl-C ended it."""
+        return self.stopped == INTERRUPTED
 
     @property
     def aborted(self) -> bool:

@@ -72,7 +72,7 @@ class RevisionFile:
 
 
 def _is_nothing(node: ast.stmt) -> bool:
-    """`pass`, a docstring, or `raise NotImplementedError`."""
+    """`pass`, a docstring, or what raises at once."""
     if isinstance(node, ast.Raise):
         return True
     return isinstance(node, ast.Pass) or (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant))

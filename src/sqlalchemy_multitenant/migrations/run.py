@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import threading
 from collections.abc import Callable, Sequence
@@ -15,16 +14,11 @@ from .journey import Journey
 from .options import RunOptions
 from .plan import Destination, Heads
 from .queue import WorkQueue
-from .report import MigrationState, TenantResult
+from .report import INTERRUPTED, MigrationState, TenantResult
 from .runner import BACK_OFF_S, SchemaRunner
 from .ways import Way
 
-logger = logging.getLogger("sqlalchemy_multitenant")
-
 _LONG_QUEUE = 100
-
-INTERRUPTED = "interrupted"
-"""Why a run was stopped by Ctrl-C."""
 
 LEAST_CANARY_S = 1.0
 """Canaries that take less than this are never too slow."""

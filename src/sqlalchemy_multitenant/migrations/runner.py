@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -111,7 +111,7 @@ class SchemaRunner:
                 self._begin(journey, on_start)
                 self._apply(plan, journey)
             except PlanOutdatedError as outdated:
-                self._find(journey, plan, outdated.found)
+                self._relocate(journey, plan, outdated.found)
             except SchemaLockedError as locked:
                 journey.retries["locked"] += 1
                 if not journey.is_patient and not self._is_worked_on(journey):
@@ -121,7 +121,7 @@ class SchemaRunner:
                 time.sleep(random.uniform(*BACK_OFF_S))  # noqa: S311 - no secret
             except Exception as error:
                 # An online revision may raise anything.
-                self._find(journey, plan)
+                self._relocate(journey, plan)
                 reason = transient_reason(error)
                 failures = journey.attempts - journey.retries["locked"]
                 if reason is None or failures >= MAX_ATTEMPTS or self._is_cancelled:
@@ -148,7 +148,7 @@ class SchemaRunner:
                 return True
         return False
 
-    def _find(self, journey: Journey, plan: MigrationPlan | None, found: Heads | None = None) -> None:
+    def _relocate(self, journey: Journey, plan: MigrationPlan | None, found: Heads | None = None) -> None:
         """Where the schema is after a plan was not applied whole: a part of it may have been committed, or
         all of it, and the answer been lost.
 
@@ -157,7 +157,7 @@ class SchemaRunner:
         """
         if plan is None or not journey.attempts:
             return
-        # Somebody else's progress is not ours: not where no attempt of ours has failed yet.
+        # Where no attempt has failed yet, who has moved it is somebody else.
         may_be_ours = found is None or bool(journey.retries.keys() - {"locked"})
         with suppress(Exception), self._engine.connect() as connection:
             if found is None:
@@ -181,10 +181,15 @@ class SchemaRunner:
         return run is not None and self._books.ledger.is_done(connection, run, to.name)
 
     def _apply(self, plan: MigrationPlan, journey: Journey) -> None:
-        books, to, before_commit = self._books, journey.to, []
-        if books.run is not None:
-            counts: dict[str, Any] = {"attempts": journey.attempts, "retries": journey.retries}
-            before_commit = [books.ledger.done_sql(books.run, to, plan, journey.start, **counts)]
+        books, to = self._books, journey.to
+
+        def note() -> Iterator[str]:
+            if books.run is not None:
+                counts: dict[str, Any] = {"attempts": journey.attempts, "retries": journey.retries}
+                yield books.ledger.done_sql(
+                    books.run, to, plan, journey.start, before_ms=journey.elapsed_ms, **counts
+                )
+
         with self._engine.connect() as connection:
             driver = driver_of(connection)
             self._at_work.add(driver)
@@ -198,7 +203,7 @@ class SchemaRunner:
                     to,
                     books.timeouts,
                     shared_schema=books.shared_schema,
-                    before_commit=before_commit,
+                    before_commit=note,
                     observer=self._hooks.observer(to.name),
                 )
             finally:

@@ -45,7 +45,7 @@ revision: str = {revision!r}
 down_revision: str | Sequence[str] | None = {down_revision!r}
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
-
+{requires_shared}
 UPGRADE = r"""
 -- Statements with semicolons between them. They name no schema: the search path is the tenant's.
 """

@@ -17,7 +17,7 @@ class CreationReport:
     Attributes:
         created: the new tenants.
         existing: the ids that there were before; nothing was done to them.
-        failures: the other ids, with what went wrong; nothing of them is left.
+        failures: the other ids, with what went wrong, and whether anything can be left of them.
     """
 
     created: tuple[TenantRecord, ...]
