@@ -153,6 +153,11 @@ def test_spares_are_not_made_of_what_a_new_version_may_change(
         (["ALTER TABLE a ADD x int", "CREATE TABLE c (id int)", "UPDATE a SET x = 1"], [False] * 3),
         (["ALTER TABLE a ADD x int", "CREATE TABLE c (id int REFERENCES b)"], [False, True]),
         (["CREATE TABLE c (id int)", "ALTER TABLE b ADD x int", "DROP VIEW v"], [False, False, True]),
+        (["ALTER TABLE a ADD x int", "ALTER TABLE a ADD FOREIGN KEY (x) REFERENCES b"], [False, True]),
+        (
+            ["ALTER TABLE a ADD x int", "SET LOCAL lock_timeout = '50ms'", "ALTER TABLE b ADD x int"],
+            [False] * 3,
+        ),
         (["SELECT 1", "ALTER TABLE IF EXISTS ONLY a ADD x int", "TRUNCATE a, b"], [False, False, True]),
     ],
 )

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
 
 from sqlalchemy_multitenant import MigrationError, MigrationHooks, Migrator, TenantConfig, TenantManager
 from sqlalchemy_multitenant.migrations import parts
+from sqlalchemy_multitenant.migrations.guards import SchemaLockedError
+from sqlalchemy_multitenant.migrations.queue import WorkQueue
 from sqlalchemy_multitenant.migrations.report import MigrationState
+from sqlalchemy_multitenant.migrations.runner import SchemaRunner
 from tests.integration.fleet import FIRST, Write, fleet, rows
 
 BLOCK = "with op.get_context().autocommit_block():\n"
 INDEX = '    op.create_index("by_name", "items", ["name"], unique=True, postgresql_concurrently=True)\n'
 NO_INDEX = '    op.drop_index("by_name", postgresql_concurrently=True)\n'
+NO_NOTE = 'op.drop_column("items", "note")'
 ADD_NOTE = 'op.add_column("items", sa.Column("note", sa.String))\n'
 DOUBLED = "INSERT INTO tenant_t00.items (name) VALUES ('a'), ('a')"
 COUNT = "op.execute('UPDATE counter SET n = n + 1')"
+DEADLOCK = "op.execute(\"DO $$ BEGIN RAISE USING ERRCODE = '40P01'; END $$\")"
 FIRST_WITH_COUNTER = f"{FIRST}\nop.execute('CREATE TABLE counter AS SELECT 0 AS n')"
 
 
@@ -163,12 +170,13 @@ def test_what_follows_an_index_waits_no_longer_than_else(
 # -- trying again -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", [COUNT, "op.execute('DO $$ BEGIN UPDATE counter SET n = n + 1; END $$')"])
 def test_rows_are_changed_together_with_their_note(
-    config: TenantConfig, write: Write, db: Engine, monkeypatch: pytest.MonkeyPatch
+    config: TenantConfig, write: Write, db: Engine, monkeypatch: pytest.MonkeyPatch, count: str
 ) -> None:
     write("0001", None, FIRST_WITH_COUNTER)
     fleet(config, 1)
-    write("0002", "0001", f"{BLOCK}    {COUNT}\n    op.execute('VACUUM items')")
+    write("0002", "0001", f"{BLOCK}    {count}\n    op.execute('VACUUM items')")
     send = parts.send_all  # type: ignore[attr-defined]
     lost: list[list[bytes]] = []
 
@@ -195,8 +203,7 @@ def test_what_alembic_runs_outside_of_transactions_is_not_tried_again_by_itself(
 ) -> None:
     write("0001", None, FIRST_WITH_COUNTER)
     fleet(config, 1)
-    deadlock = "op.execute(\"DO $$ BEGIN RAISE USING ERRCODE = '40P01'; END $$\")"
-    write("0002", "0001", f"{ONLINE}{COUNT}\n{BLOCK}    op.execute('SELECT 1')\n{deadlock}")
+    write("0002", "0001", f"{ONLINE}{COUNT}\n{BLOCK}    op.execute('SELECT 1')\n{DEADLOCK}")
     with Migrator(config) as migrator:
         (failure,) = migrator.migrate_all().failures
     assert failure.attempts == 1
@@ -325,6 +332,109 @@ def test_hooks_are_told_of_each_revision_once(config: TenantConfig, write: Write
     with Migrator(config, hooks=hooks) as migrator:
         assert migrator.migrate_all().succeeded == 1
     assert told == [("before", "0002"), ("after", "0002"), ("before", "0003"), ("after", "0003")]
+
+
+@pytest.mark.parametrize(
+    "ends",
+    ["op.execute('SELECT nonexistent')", "op.execute(\"DO $$ BEGIN RAISE USING ERRCODE = '40P01'; END $$\")"],
+)
+def test_a_revision_that_has_ended_its_transactions_is_recorded_at_once(
+    config: TenantConfig, write: Write, db: Engine, ends: str
+) -> None:
+    """The next one fails, for good or for a while."""
+    write("0001", None, FIRST_WITH_COUNTER)
+    fleet(config, 1)
+    write("0002", "0001", f"{ONLINE}{COUNT}\n{BLOCK}    op.execute('VACUUM items')")
+    write("0003", "0002", ends)
+    with Migrator(config) as migrator:
+        for _ in range(2):
+            (failure,) = migrator.migrate_all().failures
+            assert failure.end == ("0002",)
+    assert rows(db, "t00", "SELECT n FROM counter") == [1]
+    assert at(db) == ["0002"]
+
+
+def test_a_note_ends_with_its_revision(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write("0002", "0001", f"{ADD_NOTE}{BLOCK}    op.execute('VACUUM items')", down=NO_NOTE)
+    write("0003", "0002", f"{ONLINE}{BLOCK}    op.execute('SELECT nonexistent')")
+    with Migrator(config) as migrator:
+        assert migrator.migrate_all().failed == 1
+        assert at(db) == ["0002"]
+        assert migrator.rollback(to="0001").succeeded == 1
+    write("0003", "0002", "pass")
+    with Migrator(config) as migrator:
+        assert migrator.migrate_all().succeeded == 1
+
+
+def test_what_has_done_nothing_is_no_half(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST, down='op.drop_table("items")')
+    fleet(config, 1)
+    do(db, DOUBLED)
+    write("0002", "0001", f"{BLOCK}{INDEX}")
+    with Migrator(config) as migrator:
+        assert migrator.migrate_all().failed == 1
+        assert migrator.rollback(to="base").succeeded == 1
+        assert migrator.migrate_all().succeeded == 1
+
+
+def test_a_block_that_was_taken_out_of_a_revision_that_is_half_done(
+    half_done: TenantConfig, write: Write
+) -> None:
+    write("0002", "0001", ADD_NOTE)
+    with Migrator(half_done) as migrator:
+        (failure,) = migrator.migrate_all().failures
+    assert "has no autocommit_block any more" in str(failure.error)
+
+
+def test_a_concurrent_index_needs_a_name(config: TenantConfig, write: Write) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write("0002", "0001", f"{BLOCK}    op.execute('CREATE INDEX CONCURRENTLY ON items (name)')")
+    with Migrator(config) as migrator:
+        (failure,) = migrator.migrate_all().failures
+    assert "needs a name" in str(failure.error)
+
+
+def test_what_a_revision_sets_is_set_again(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    do(db, DOUBLED)
+    sets = "op.execute(\"SET app.who = 'me'\")\n"
+    after = "op.execute(\"INSERT INTO items (name) VALUES (current_setting('app.who'))\")"
+    write("0002", "0001", f"{sets}{ADD_NOTE}{BLOCK}{INDEX}{after}")
+    with Migrator(config) as migrator:
+        assert migrator.migrate_all().failed == 1
+        do(db, "DELETE FROM tenant_t00.items")
+        report = migrator.migrate_all()
+        assert report.succeeded == 1, report.failures
+    assert rows(db, "t00", "SELECT name FROM items") == ["me"]
+
+
+def test_a_tenant_that_went_a_part_of_the_way_when_the_run_was_stopped(
+    config: TenantConfig, write: Write, db: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It had gone back to the queue, since another one had come."""
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write("0002", "0001", f"{ADD_NOTE}{BLOCK}    op.execute('VACUUM items')")
+    write("0003", "0002", f"{BLOCK}    op.execute('VACUUM items')\n{DEADLOCK}")
+    real, calls = SchemaRunner._apply, []
+
+    def be_locked(self: SchemaRunner, *args: Any) -> None:
+        calls.append(args)
+        if len(calls) > 1:
+            raise SchemaLockedError("t00")
+        real(self, *args)
+
+    monkeypatch.setattr(SchemaRunner, "_apply", be_locked)
+    monkeypatch.setattr(WorkQueue, "again", lambda self, _job, _s: self.stop())
+    with Migrator(config) as migrator:
+        report = migrator.migrate_all()
+        (failure,) = report.failures
+        assert (failure.start, failure.end, failure.applied) == (("0001",), ("0002",), ("0002",))
+        assert [m.id for m in migrator.find_members(only_failed=True)] == ["t00"]
 
 
 def test_an_unknown_half_is_never_guessed(half_done: TenantConfig, write: Write, db: Engine) -> None:

@@ -17,6 +17,7 @@ from sqlalchemy import Engine, text
 from sqlalchemy_multitenant import ConfigurationError, MigrationError, Migrator, TenantConfig, TenantManager
 from sqlalchemy_multitenant.migrations import journey, runner
 from sqlalchemy_multitenant.migrations.batch import lock_key
+from sqlalchemy_multitenant.migrations.journal import Journal
 from sqlalchemy_multitenant.migrations.ledger import RunState
 from sqlalchemy_multitenant.migrations.report import MigrationInterrupted, MigrationState
 from sqlalchemy_multitenant.migrations.run import FleetRun
@@ -130,6 +131,93 @@ def test_a_second_interrupt_rolls_back_what_runs(config: TenantConfig, write: Wr
         assert len(migrator.find_members(only_failed=True)) == 2
     with db.connect() as connection:
         assert not connection.scalar(text(ASLEEP))
+
+
+def test_a_second_interrupt_reaches_what_alembic_runs(config: TenantConfig, write: Write, db: Engine) -> None:
+    """Between two of its short statements nothing can be cancelled."""
+    write("0001", None, FIRST)
+    fleet(config, 2)
+    write(
+        "0002",
+        "0001",
+        f"op.get_bind()\n{NOTE}\nfor _ in range(200):\n    op.execute('SELECT pg_sleep(0.05)')",
+    )
+    started = time.monotonic()
+    report = interrupted(config, db, 2).report
+    assert time.monotonic() - started < 8
+    assert report.succeeded == 0
+    assert report.failed + report.unreached == 2
+    with Migrator(config) as migrator:
+        assert {s.heads for s in migrator.status()} == {("0001",)}
+
+
+def test_an_interrupt_at_the_very_end_is_one(
+    config: TenantConfig, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write("0002", "0001", NOTE)
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Journal, "end", interrupt)
+    with Migrator(config) as migrator, pytest.raises(KeyboardInterrupt):
+        migrator.migrate_all()
+
+
+def test_an_end_that_cannot_be_written(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write("0002", "0001", NOTE)
+    write("0003", "0002", "pass")
+    with Migrator(config) as migrator:
+        migrator.migrate_all()
+        with db.begin() as connection:
+            connection.exec_driver_sql("UPDATE tenant_t00.alembic_version SET version_num = '0002'")
+            connection.exec_driver_sql(
+                "CREATE RULE refuse AS ON UPDATE TO multitenant_runs DO INSTEAD SELECT 1/0"
+            )
+        report = migrator.migrate_all()
+    assert (report.succeeded, report.failed) == (1, 0)
+
+
+def test_a_callback_that_raises_at_a_failure_does_not_hide_it(config: TenantConfig, write: Write) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 1)
+    write("0002", "0001", "op.execute('SELECT nonexistent')")
+
+    def raise_at_failures(_tenant: str, state: MigrationState) -> None:
+        if state is MigrationState.FAILED:
+            raise RuntimeError
+
+    with Migrator(config) as migrator:
+        with pytest.raises(RuntimeError):
+            migrator.migrate_all(on_progress=raise_at_failures)
+        assert len(migrator.find_members(only_failed=True)) == 1
+
+
+def test_progress_tells_of_everybody(config: TenantConfig, write: Write, db: Engine) -> None:
+    write("0001", None, FIRST)
+    fleet(config, 3)
+    write("0002", "0001", NOTE)
+    with db.begin() as connection:
+        connection.exec_driver_sql("DROP SCHEMA tenant_t02 CASCADE")
+    told: list[tuple[str, str]] = []
+    with Migrator(config) as migrator:
+        migrator.migrate_tenant("t00")
+        migrator.migrate_all(on_progress=lambda tenant, state: told.append((tenant, state.value)))
+    assert sorted(told) == [("t00", "skipped"), ("t01", "done"), ("t01", "running"), ("t02", "failed")]
+
+
+def test_which_runs_have_canaries(config: TenantConfig, write: Write) -> None:
+    write("0001", None, FIRST, down='op.drop_table("items")')
+    fleet(config, 1)
+    with Migrator(config) as migrator:
+        with pytest.raises(ConfigurationError, match="nobody"):
+            migrator.rollback(to="base", canary=["nobody"])
+        with pytest.raises(ConfigurationError, match="canary_factor"):
+            migrator.rollback(to="base", canary=["t00"], canary_factor=2)
 
 
 def test_a_callback_that_raises_without_a_word(config: TenantConfig, write: Write) -> None:
@@ -393,7 +481,7 @@ def test_what_is_noted_is_what_was_run(config: TenantConfig, write: Write) -> No
     fleet(config, 1)
     write("0002", "0001", NOTE)
     with Migrator(config) as migrator:
-        migrator.plan()
+        migrator.status()
         write("0002", "0001", NOTE.replace("sa.String", "sa.Integer"))
         assert migrator.migrate_all().succeeded == 1
         assert [edit.revision for edit in migrator.edited_revisions()] == ["0002"]
@@ -413,6 +501,35 @@ def test_a_revision_that_everybody_has_taken_back_may_be_changed(config: TenantC
         assert migrator.edited_revisions() == []
         migrator.migrate_all()
         assert migrator.edited_revisions() == []
+
+
+def test_with_the_last_tenant_what_it_had_is_forgotten(config: TenantConfig, write: Write) -> None:
+    write("0001", None, FIRST)
+    with TenantManager(config) as manager:
+        manager.create_tenant("a")
+        manager.drop_tenant("a")
+    write("0001", None, FIRST.replace("sa.String", "sa.Text"))
+    with TenantManager(config) as manager, Migrator(config) as migrator:
+        manager.create_tenant("a")
+        assert migrator.edited_revisions() == []
+
+
+def test_a_rollback_whose_tenants_cannot_be_listed_afterwards_has_its_report(
+    config: TenantConfig, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("0001", None, FIRST, down='op.drop_table("items")')
+    fleet(config, 1)
+    find, calls = Migrator.find_members, []
+
+    def find_once(self: Migrator, *args: Any, **options: Any) -> Any:
+        calls.append(args)
+        if len(calls) > 1:
+            raise RuntimeError("the directory is down")
+        return find(self, *args, **options)
+
+    monkeypatch.setattr(Migrator, "find_members", find_once)
+    with Migrator(config) as migrator:
+        assert migrator.rollback(to="base").succeeded == 1
 
 
 # -- going back -----------------------------------------------------------------------------------------

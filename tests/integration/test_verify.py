@@ -202,3 +202,15 @@ def test_what_cannot_be_compared_is_told(
         path.unlink()
     with Migrator(config) as migrator, pytest.raises(MigrationError, match="no revisions"):
         migrator.verify()
+
+
+def test_who_was_taken_back_to_the_beginning_is_as_who_never_left_it(
+    config: TenantConfig, write: Write
+) -> None:
+    """But for an empty version table."""
+    write("0001", None, FIRST, down='op.drop_table("items")')
+    fleet(config, 1)
+    with Migrator(config) as migrator:
+        migrator.rollback(to="base")
+        (tenant,) = migrator.verify()
+    assert tenant.ok, tenant.differences

@@ -91,12 +91,13 @@ class Application:
             self._add_compiled(segment.statements)
 
     def _add_compiled(self, statements: Sequence[Statement]) -> None:
-        if self._observer is None and self._plan.is_plain:
+        if self._observer is None and self._plan.is_plain and not self._plan.online:
             self._batch.add_all(statements)
             return
         for statement in statements:
             self._enter(statement.revision or self._observed)
-            if statement.may_wait:
+            may_wait = self._locks.may_wait(statement.sql) if self._plan.online else statement.may_wait
+            if may_wait:
                 self._batch.add(renewal_sql(self._timeouts.lock_s))
             self._batch.add_all([statement])
             if changes_role(statement.sql):

@@ -179,7 +179,7 @@ def _collect(
             plan.add(revision, parts)
         impl.collected, impl.kind = [], COMPILED
         maintainer.update_to_step(step)
-        plan.heads = tuple(sorted(maintainer.heads))
+        plan.complete(tuple(sorted(maintainer.heads)))
     plan.record_heads()
     return plan.segments, plan.heads
 
@@ -236,11 +236,18 @@ class _Segments:
     def _append(self, kind: SegmentKind, statements: list[Statement]) -> None:
         if not statements:
             return
-        if self.segments and self.segments[-1].kind is kind is not ONLINE:
+        if self.segments and self.segments[-1].kind is kind is not ONLINE and not self.segments[-1].commits:
             last = self.segments.pop()
             self.segments.append(replace(last, statements=(*last.statements, *statements)))
             return
         self.segments.append(Segment(kind, tuple(statements), recorded=self._recorded))
+
+    def complete(self, heads: Heads) -> None:
+        """A revision is complete."""
+        self.heads = heads
+        if self.segments and self.segments[-1].kind is ONLINE and self.segments[-1].leaves_transaction:
+            self.record_heads()
+            self.segments[-1] = replace(self.segments[-1], commits=True)
 
     def record_heads(self) -> None:
         """Add what moves the record to the revisions that are complete."""
@@ -254,7 +261,7 @@ class _Segments:
             if kind is AUTOCOMMIT:
                 self._locks = LockOrder()  # the transaction ends
                 self.record_heads()
-            may_wait = kind is COMPILED and self._locks.may_wait(sql)
+            may_wait = self._locks.may_wait(sql) and kind is COMPILED
             self._append(kind, [Statement(sql, revision, line, may_wait)])
 
     def add_online(self, revision: str, reason: str, *, leaves_transaction: bool) -> None:

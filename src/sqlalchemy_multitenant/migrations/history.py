@@ -115,6 +115,9 @@ class History:
                 warnings.simplefilter("error", UserWarning)
                 script = ScriptDirectory.from_config(self.config)
                 script.get_heads()
+                for revision in script.walk_revisions():
+                    # Before the file can change: what is noted is to be what is run.
+                    self._files[revision.revision] = RevisionFile.read(revision.path)
             with ALEMBIC_LOCK:
                 self.options = read_environment(self.config, script, self.version_table)
             self._script = script
@@ -237,8 +240,6 @@ class History:
                 dialect=self._make_dialect(),
             )
         revisions = tuple(_revision(step.revision) for step in steps)
-        for revision in revisions:
-            self.file_of(revision.id)  # before the file can change: what is noted is to be what is run
         return MigrationPlan(start, end, revisions, tuple(segments), is_downgrade)
 
     def _refuse_one_way(self, scripts: Iterable[Script]) -> None:
@@ -317,13 +318,12 @@ class History:
         return script
 
     def file_of(self, revision: str) -> RevisionFile:
-        """The file of a revision as it was when it was compiled, or first asked for.
+        """The file of a revision as it was when the folder was read.
 
         Raises:
             MigrationError: there is no such revision.
         """
-        if revision not in self._files:
-            self._files[revision] = RevisionFile.read(self.script_of(revision).path)
+        self.script_of(revision)
         return self._files[revision]
 
     @property

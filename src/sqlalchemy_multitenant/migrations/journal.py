@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 
 from ..errors import MigrationError
 from .ledger import Ledger, RunState
@@ -83,8 +83,21 @@ class Journal:
                 self._end(list(by_tenant.values()), reason)
         except Exception:
             logger.warning("the end of run %s could not be written", self.run, exc_info=True)
-            return [_as_kept(result, {}) for result in results if result.state is MigrationState.DONE]
+            known = self._find_kept()
+            return [other for result in results if (other := _as_kept(result, known)) is not result]
         return changed
+
+    def _find_kept(self) -> Mapping[str, Heads]:
+        """What is surely on the disk, where the end of the run could not be written; nothing, where that
+        cannot be told."""
+        try:
+            with self._engine.begin() as connection:
+                # Its commit waits for the disk, and so for all that was committed before.
+                connection.execute(text("SELECT pg_logical_emit_message(true, 'multitenant', '')"))
+            with self._engine.connect() as connection:
+                return self._ledger.find_done(connection, self.run)
+        except Exception:
+            return {}
 
     def _end(self, results: Sequence[TenantResult], reason: str | None) -> None:
         any_failed = any(result.state is MigrationState.FAILED for result in results)

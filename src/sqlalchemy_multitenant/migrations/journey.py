@@ -45,6 +45,11 @@ class Journey:
         """Whether it goes on waiting for a lock that nobody seems to work under."""
         return time.monotonic() < self._patience
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether an attempt has failed, and was made again or is to be."""
+        return bool(self.retries.keys() - {"locked"})
+
     def wait_on(self) -> None:
         """Somebody is at work on the schema; the patience begins anew."""
         self._patience = time.monotonic() + PATIENCE_S

@@ -22,6 +22,7 @@ from .options import OnProgress, RunKeywords, RunOptions
 from .plan import Destination, Heads, MigrationPlan, Timeouts
 from .project import Project
 from .report import (
+    INTERRUPTED,
     SHARED,
     MigrationInterrupted,
     MigrationReport,
@@ -154,9 +155,7 @@ class Migrator(Project):
         members = self.find_members([tenants] if isinstance(tenants, str) else tenants)
         way_of = way_back(self.tenant_history, to, steps)
         report = self._run("rollback", members, RunOptions(**options), way_of)
-        if report.succeeded:
-            heads = self._read_heads(self.find_members()).values()
-            self.sources.forget(self.tenant_history, [at or () for at in heads])
+        self.sources.forget(self.tenant_history, lambda: self._read_heads(self.find_members()).values())
         return report
 
     def mark_applied(
@@ -267,8 +266,11 @@ class Migrator(Project):
         journal = self._journal(run, schemas, self.tenant_history)
         fleet = FleetRun(runner, options, journal, self._trial_s)
         try:
-            with suppress(KeyboardInterrupt):  # it is raised again with the report
-                fleet.work(todo.jobs, len(members), todo.failed)
+            fleet.work(todo.jobs, len(members), todo.failed)
+        except KeyboardInterrupt:
+            if fleet.stopped != INTERRUPTED:
+                raise
+            # It is raised again with the report.
         finally:
             engine.dispose()
         return run, fleet
@@ -315,7 +317,7 @@ class Migrator(Project):
             "rollback", lambda heads: self.shared_history.plan_back_to(heads, target), on_progress
         )
         if result.state is MigrationState.DONE:
-            self.sources.forget(self.shared_history, [result.end])
+            self.sources.forget(self.shared_history, lambda: [result.end])
         return result
 
     def _move_shared(self, kind: str, way: Way, on_progress: OnProgress | None) -> TenantResult:

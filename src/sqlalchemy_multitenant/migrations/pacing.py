@@ -26,22 +26,30 @@ _LOCKS = re.compile(
 )
 
 
+_REFERENCES = re.compile(r"\bREFERENCES\b", re.IGNORECASE)
+_OWN_TIMEOUT = re.compile(r"\block_timeout\b", re.IGNORECASE)
+
+
 class LockOrder:
-    """The tables that the statements of one transaction lock, as they come."""
+    """The tables that the statements of one transaction lock, as they come. Where a revision sets the timeout
+    itself, that counts."""
 
     def __init__(self) -> None:
         self._last: str | None = None
+        self._is_set = False
 
     def may_wait(self, sql: str) -> bool:
         """Whether the next statement may wait for another lock than those that are held."""
+        if _OWN_TIMEOUT.search(sql):
+            self._is_set = True
         match = _LOCKS.match(sql)
         if match is None:
             return False
         is_first = self._last is None
         table = next(filter(None, match.groups()), "")
-        is_known = bool(table) and table == self._last
+        is_known = bool(table) and table == self._last and not _REFERENCES.search(sql)
         self._last = table
-        return not is_first and not is_known
+        return not is_first and not is_known and not self._is_set
 
 
 def renewal_sql(lock_s: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import zip_longest
 
 from ..engines.pipeline import StatementError, send_all
 from ..errors import MigrationError
@@ -17,7 +18,7 @@ from ..naming import quote_ident, quote_literal
 from .application import Application
 from .batch import failed_guard, settings_sql, statement_failed
 from .guards import SchemaLockedError, roll_back
-from .plan import Segment, SegmentKind, Statement, changes_role
+from .plan import Heads, Segment, SegmentKind, Statement, changes_role
 from .steps import Progress, Steps, position
 
 _CONCURRENT_INDEX = re.compile(
@@ -27,8 +28,12 @@ _CONCURRENT_INDEX = re.compile(
     r'(?P<dropped>"(?:[^"]|"")+"|[\w$]+)\s*(?:\bCASCADE\b|\bRESTRICT\b)?\s*$)',
     re.IGNORECASE,
 )
-_CHANGES_ROWS = re.compile(r"\s*(?:DELETE|INSERT|MERGE|UPDATE|WITH)\b", re.IGNORECASE)
-"""What can be run in a transaction together with its note."""
+_CONCURRENTLY = re.compile(r"\bCONCURRENTLY\b", re.IGNORECASE)
+_UNNAMED_INDEX = re.compile(r"\s*CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+ON\b", re.IGNORECASE)
+
+_NOT_IN_TRANSACTIONS = frozenset({"25001", "2D000"})
+"""What the server says of statements that have to be outside of transactions, and of blocks that end them
+(https://www.postgresql.org/docs/current/errcodes-appendix.html)."""
 
 
 class HalfDoneError(MigrationError):
@@ -46,20 +51,22 @@ class InParts(Application):
             self._set_up()
             self._batch.add(self._guards.locked)
             self._batch.add(self._guards.is_at(self._plan.start, has_record=has_record))
-            for segment in self._plan.segments:
-                if not segment.is_border:
-                    self._run_segment(progress.left_of(self._plan, segment))
-                    continue
-                if segment.kind is SegmentKind.ONLINE:
-                    self._commit()
-                    self._run_outside(segment)
-                else:
-                    first = segment.statements[0]
-                    if not progress.has_done(self._plan, first) and not progress.has_begun(self._plan, first):
-                        self._batch.add(steps.note_sql(self._plan, first, position(self._plan, first)))
+            for segment, following in zip_longest(self._plan.segments, self._plan.segments[1:]):
+                if segment.kind is SegmentKind.AUTOCOMMIT:
+                    self._note_before(segment.statements[0], steps, progress)
                     self._commit()
                     self._run_autocommit(segment, steps, progress)
-                self._begin_again(segment, has_record=has_record)
+                    self._begin_again(segment.recorded, has_record=has_record)
+                elif segment.is_border:
+                    self._batch.add(steps.forget_sql)  # all revisions before are recorded
+                    self._commit()
+                    self._run_outside(segment)
+                    self._begin_again(segment.recorded, has_record=has_record)
+                else:
+                    self._run_segment(progress.left_of(self._plan, segment))
+                    if segment.commits and following is not None:
+                        self._commit()
+                        self._begin_again(following.recorded, has_record=has_record)
             self._finish()
             self._batch.add(steps.forget_sql)
             self._commit()
@@ -77,13 +84,20 @@ class InParts(Application):
                 roll_back(self.driver)
                 send_all(self.driver, [f"SELECT pg_advisory_unlock({self._guards.key})".encode()])
 
-    def _begin_again(self, border: Segment, *, has_record: bool) -> None:
+    def _note_before(self, first: Statement, steps: Steps, progress: Progress) -> None:
+        """Note what of a revision was done when its block begins; `first` is the block's first statement."""
+        if progress.has_done(self._plan, first) or progress.has_begun(self._plan, first):
+            return
+        done = position(self._plan, first)
+        self._batch.add(steps.note_sql(self._plan, first, done) if done else steps.forget_sql)
+
+    def _begin_again(self, recorded: Heads, *, has_record: bool) -> None:
         """A statement of the block may have given up the lock (DISCARD ALL), and others have come."""
         self._batch.add("BEGIN")
         self._set_up()
         self._batch.add(self._guards.locked)
-        has_record = has_record or bool(border.recorded)
-        self._batch.add(self._guards.is_at(border.recorded, has_record=has_record))
+        has_record = has_record or bool(recorded)
+        self._batch.add(self._guards.is_at(recorded, has_record=has_record))
 
     def _run_outside(self, segment: Segment) -> None:
         """Let Alembic run a revision that begins and ends transactions."""
@@ -110,11 +124,10 @@ class InParts(Application):
         """Statements outside of transactions; the session has the search path meanwhile."""
         self._set_session()
         try:
-            for statement in segment.statements:
-                if not progress.has_done(self._plan, statement):
-                    self._enter(statement.revision)
-                    with self._named(statement):
-                        self._send_alone(statement, steps, progress)
+            for statement in progress.left_of(self._plan, segment).statements:
+                self._enter(statement.revision)
+                with self._named(statement):
+                    self._send_alone(statement, steps, progress)
         finally:
             if not self.driver.closed:
                 roll_back(self.driver)
@@ -137,18 +150,31 @@ class InParts(Application):
         code = names_only(
             statement.sql
         )  # comments before it are blanks now; the name may be quoted, and stays
+        if _UNNAMED_INDEX.match(code):
+            raise MigrationError(
+                "an index that is built concurrently needs a name, by which what a failed run leaves of it "
+                "is found",
+                self._to.tenant,
+                statement.revision,
+            )
         index = _CONCURRENT_INDEX.match(code)
         if index is not None:
             self._send_index(index, statement, steps, progress)
             send_all(self.driver, [done])
-        elif _CHANGES_ROWS.match(code):
-            # Nothing of it can be done without being noted, then, and it is not done again.
-            send_all(self.driver, [b"BEGIN", sql, done, b"COMMIT"])
-        else:
-            send_all(self.driver, [sql])
-            if changes_role(statement.sql):
-                send_all(self.driver, [self._guards.role.encode()])
+        elif _CONCURRENTLY.search(code):
+            self._send_patiently(statement.sql)
             send_all(self.driver, [done])
+        else:
+            role = [self._guards.role.encode()] if changes_role(statement.sql) else []
+            try:
+                # Nothing of it can be done without being noted, then, and it is not done again.
+                send_all(self.driver, [b"BEGIN", sql, *role, done, b"COMMIT"])
+            except StatementError as failed:
+                if failed.error.sqlstate not in _NOT_IN_TRANSACTIONS:
+                    raise
+                roll_back(self.driver)
+                send_all(self.driver, [sql])
+                send_all(self.driver, [done])
 
     def _send_index(
         self, match: re.Match[str], statement: Statement, steps: Steps, progress: Progress

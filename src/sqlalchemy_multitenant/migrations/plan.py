@@ -122,6 +122,8 @@ class Segment:
         reason: why that one could not be compiled.
         leaves_transaction: whether it has an autocommit_block().
         recorded: the heads that the version table has when it begins.
+        commits: whether it is committed before anything follows: the record of a revision that has ended
+            transactions by itself, and must not be run again.
     """
 
     kind: SegmentKind
@@ -130,6 +132,7 @@ class Segment:
     reason: str = ""
     leaves_transaction: bool = False
     recorded: Heads = ()
+    commits: bool = False
 
     @property
     def is_border(self) -> bool:

@@ -38,6 +38,7 @@ class WorkQueue(Generic[Item, Result]):
         self._changed = threading.Condition()
         self._results: queue.SimpleQueue[Result | BaseException | None] = queue.SimpleQueue()
         self._stopped = False
+        self._running = 0
         self._threads = [
             threading.Thread(target=self._run, name=f"multitenant-worker-{i}", daemon=True)
             for i in range(max(1, min(concurrency, len(items))))
@@ -77,12 +78,15 @@ class WorkQueue(Generic[Item, Result]):
             self._results.put(error)
         finally:
             self._results.put(None)
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
 
     def __iter__(self) -> Iterator[Result]:
         """The results as they come. Leaving early (Ctrl-C) stops the queue and waits for what runs."""
+        self._running = running = len(self._threads)
         for thread in self._threads:
             thread.start()
-        running = len(self._threads)
         try:
             while running:
                 result = self._results.get()
@@ -95,13 +99,16 @@ class WorkQueue(Generic[Item, Result]):
         finally:
             self.stop()
             try:
-                self._join()
+                self._wait()
             except KeyboardInterrupt:
                 if self._abandon is not None:
                     self._abandon()
-                self._join()
+                self._wait()
                 raise
 
-    def _join(self) -> None:
-        for thread in self._threads:
-            thread.join()
+    def _wait(self) -> None:
+        """Until no worker runs. Not by Thread.join(): once interrupted, it takes its thread for ended, up to
+        Python 3.12."""
+        with self._changed:
+            while self._running:
+                self._changed.wait()

@@ -96,10 +96,15 @@ class FleetRun:
 
     def _end(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
-            skipped = TenantResult(
-                tenant=job.to.name, state=MigrationState.SKIPPED, start=job.start, end=job.start
-            )
-            if self.results.setdefault(job.to.name, skipped) is skipped:
+            if job.to.name in self.results:
+                continue
+            journey = self._journeys.get(job.to.name) or Journey(job.to, job.start)
+            if journey.applied or journey.has_failed:
+                error = MigrationError("the run was stopped before all of it was done", job.to.tenant)
+                self.results[job.to.name] = journey.result(MigrationState.FAILED, error=error)
+                self._journal.failed([self.results[job.to.name]])
+            else:
+                self.results[job.to.name] = journey.result(MigrationState.SKIPPED)
                 self.unreached += 1
         ways = {job.to.name: job.way for job in jobs}
         for changed in self._journal.end(list(self.results.values()), self.stopped):
@@ -127,12 +132,13 @@ class FleetRun:
             return None
         # Here, and not where the results are read: an interrupt leaves those in the queue.
         self.results[to.name] = result
-        self._tell(to.name, result.state)
         if result.error is not None:
             self._journal.failed([result])
-            self._note(result)  # before this worker takes its next tenant
         elif result.state is MigrationState.DONE:
             self._journal.done(result)
+        self._tell(to.name, result.state)
+        if result.error is not None:
+            self._note(result)  # before this worker takes its next tenant
         return result
 
     def _tell(self, tenant: str, state: MigrationState) -> None:

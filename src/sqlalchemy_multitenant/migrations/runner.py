@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import psycopg
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection, Engine, event
 
 from ..errors import MigrationError, TenantError
 from .apply import migrate_schema
@@ -75,6 +75,7 @@ class SchemaRunner:
     def cancel(self) -> None:
         """Have all that runs now end with an error, and be rolled back."""
         self._is_cancelled = True
+        event.listen(self._engine, "before_cursor_execute", _refuse)
         for driver in list(self._at_work):
             with suppress(psycopg.Error):
                 driver.cancel_safe(timeout=_CANCEL_TIMEOUT_S)
@@ -158,7 +159,7 @@ class SchemaRunner:
         if plan is None or not journey.attempts:
             return
         # Where no attempt has failed yet, who has moved it is somebody else.
-        may_be_ours = found is None or bool(journey.retries.keys() - {"locked"})
+        may_be_ours = found is None or journey.has_failed
         with suppress(Exception), self._engine.connect() as connection:
             if found is None:
                 if not plan.has_borders:
@@ -176,7 +177,7 @@ class SchemaRunner:
     def _is_ours(self, connection: Connection, to: Destination, plan: MigrationPlan, found: Heads) -> bool:
         """Whether the plan can have brought the schema there."""
         if found != plan.end:
-            return found in {segment.recorded for segment in plan.segments}
+            return plan.has_borders and found in {segment.recorded for segment in plan.segments}
         run = self._books.run
         return run is not None and self._books.ledger.is_done(connection, run, to.name)
 
@@ -208,6 +209,11 @@ class SchemaRunner:
                 )
             finally:
                 self._at_work.discard(driver)
+
+
+def _refuse(*_: object) -> None:
+    """What a revision that Alembic runs would send next."""
+    raise MigrationError("interrupted")
 
 
 def transient_reason(error: BaseException) -> str | None:

@@ -45,22 +45,24 @@ class Sources:
                 self._ledger.note_sources(
                     connection, history.label, {r: history.file_of(r).hash for r in new}
                 )
-        except Exception:
-            logger.warning("what the revisions are could not be noted", exc_info=True)
+        except Exception as error:
+            logger.warning("what the revisions are could not be noted: %s", error)
 
-    def forget(self, history: History, heads: Iterable[Heads]) -> None:
+    def forget(self, history: History, read_heads: Callable[[], Iterable[Heads | None]]) -> None:
         """Forget those that nobody has any more: they may be changed, and applied anew.
 
         Args:
-            heads: of all schemas that there are.
+            read_heads: reads those of all schemas that there are.
         """
         try:
-            applied = {revision.id for at in set(heads) for revision in history.applied(at)}
+            applied = {revision.id for at in set(read_heads()) for revision in history.applied(at or ())}
             with self._get_engine().begin() as connection:
+                if not self._ledger.is_installed(connection):
+                    return
                 gone = self._ledger.known_sources(connection, history.label).keys() - applied
                 self._ledger.forget_sources(connection, history.label, gone)
-        except Exception:
-            logger.warning("what revisions were could not be forgotten", exc_info=True)
+        except Exception as error:
+            logger.warning("what revisions were could not be forgotten: %s", error)
 
     def edited(self, *histories: History) -> list[EditedRevision]:
         """The revisions that do something else now."""

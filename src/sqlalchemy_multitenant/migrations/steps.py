@@ -7,6 +7,7 @@ the shared schema, written in the transaction that did it, or right after the st
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ from ..naming import quote_ident, quote_literal
 from .plan import MigrationPlan, Segment, Statement
 
 TABLE = "multitenant_steps"
+
+_SETS = re.compile(r"\s*(?:RESET|SET)\b", re.IGNORECASE)
 
 
 def plan_install(shared_schema: str) -> str:
@@ -76,7 +79,8 @@ class Progress:
         """`segment` without what is done."""
         if self.revision is None:
             return segment
-        left = tuple(s for s in segment.statements if not self.has_done(plan, s))
+        # What was set in the session is gone with it.
+        left = tuple(s for s in segment.statements if _SETS.match(s.sql) or not self.has_done(plan, s))
         return replace(segment, statements=left)
 
 
@@ -96,8 +100,8 @@ class Steps:
 
     @property
     def none_condition(self) -> str:
-        """A condition: there is no note."""
-        return f"NOT EXISTS (SELECT FROM {self._table} WHERE {self._where})"
+        """A condition: nothing is half done."""
+        return f"NOT EXISTS (SELECT FROM {self._table} WHERE {self._where} AND done > 0)"
 
     def note_sql(
         self, plan: MigrationPlan, statement: Statement, done: int, *, is_begun: bool = False
@@ -130,6 +134,8 @@ class Steps:
         by_hand = f"by hand and delete the row of {self._schema!r} in {self._table}"
         is_downgrade = was_downgrade == "t"
         if is_downgrade != plan.is_downgrade or revision not in {r.id for r in plan.revisions}:
+            if not int(done):  # it was begun, and failed
+                return Progress()
             state, finish = ("undone", "rollback") if is_downgrade else ("applied", "migrate")
             raise MigrationError(
                 f"it was left half {state} ({done} of its statements were run): let `multitenant {finish}` "

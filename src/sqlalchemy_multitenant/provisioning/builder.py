@@ -56,7 +56,7 @@ class SchemaBuilder:
         make_dialect: Callable[[], Dialect],
     ) -> None:
         self._config, self._url, self._members, self._get_engine = config, url, members, get_engine
-        self._history = History.of(config, "tenant", make_dialect)
+        self.history = History.of(config, "tenant", make_dialect)
         self._shared_history = History.of(config, "shared", make_dialect)
         self._timeouts = Timeouts.of(config)
         self._lock = threading.Lock()
@@ -74,16 +74,16 @@ class SchemaBuilder:
             ProvisioningError: there ought to be revisions, and are none; or they need a shared revision that
                 is not there.
         """
-        if not self._history.exists:
+        if not self.history.exists:
             self._refuse_lost_history(tenant)
             statements = tuple(plan_tables(self._config.schemas.tenant))
-            return Recipe(None, self._history, statements, self._config.schemas.search_path())
+            return Recipe(None, self.history, statements, self._config.schemas.search_path())
         try:
-            plan = self._history.plan_upgrade(())
-            require_shared([plan], self._history, self._shared_history, self._read_shared_heads)
+            plan = self.history.plan_upgrade(())
+            require_shared([plan], self.history, self._shared_history, self._read_shared_heads)
         except MigrationError as error:
             raise ProvisioningError(tenant, f"nothing was created: {error}") from error
-        return Recipe(plan, self._history, search_path=self._config.schemas.search_path())
+        return Recipe(plan, self.history, search_path=self._config.schemas.search_path())
 
     def prepare(self, recipe: Recipe, count: int = 1) -> None:
         """Before `count` schemas are made, outside of any transaction: see to a snapshot, where that pays."""
@@ -159,12 +159,12 @@ class SchemaBuilder:
     def _read_shared_heads(self) -> Heads:
         name = SchemaName(self._config.schemas.shared_schema)
         with self._get_engine().connect() as connection:
-            return read_heads(connection, [name], self._history.version_table)[name] or ()
+            return read_heads(connection, [name], self.history.version_table)[name] or ()
 
     def _refuse_lost_history(self, tenant: str) -> None:
         """A project without a folder of revisions gets its tables from the models. But where there is a
         folder, or where other tenants were migrated, there ought to be revisions."""
-        folder = self._history.directory
+        folder = self.history.directory
         mend = "run `multitenant generate --name first`, or give migrations.tenant_dir as an absolute path"
         if folder.exists():
             raise ProvisioningError(
@@ -172,7 +172,7 @@ class SchemaBuilder:
             )
         with self._get_engine().connect() as connection:
             schemas = [member.schema for member in self._members.list(connection)]
-            heads = read_heads(connection, schemas, self._history.version_table)
+            heads = read_heads(connection, schemas, self.history.version_table)
         for schema, at in heads.items():
             if at:
                 raise ProvisioningError(

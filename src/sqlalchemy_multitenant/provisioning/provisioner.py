@@ -316,6 +316,7 @@ class Provisioner:
                 run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(member.schema)} CASCADE")
                 if self.members.uses_catalog:
                     self.members.store.mark_dropped(connection, member.id)
+            self._forget_sources()
         except DBAPIError as error:
             reason = str(error.orig).strip()
             if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
@@ -323,6 +324,16 @@ class Provisioner:
                     member.id, f"its tables are in use; nothing was dropped, try again ({reason})"
                 ) from error
             raise ProvisioningError(member.id, f"nothing was dropped: {reason}") from error
+
+    def _forget_sources(self) -> None:
+        """With the last tenant, what the revisions were: they may be changed."""
+        with self.engine.connect() as connection:
+            if self.members.list(connection):
+                return
+        self._noted.clear()
+        history = self._builder.history
+        if history.exists:
+            self._sources.forget(history, list)
 
     @contextmanager
     def _suspended(self, member: Member) -> Iterator[None]:
