@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .common import INTERRUPTED, console, print_json
 
 if TYPE_CHECKING:
-    from ..migrations.migrator import FleetPlan
+    from ..migrations.planner import FleetPlan
     from ..migrations.report import EditedRevision, MigrationReport, TenantResult
 
 SHOWN = 5

@@ -20,7 +20,7 @@ from .migrate import (
 )
 
 if TYPE_CHECKING:
-    from ..migrations.migrator import FleetPlan
+    from ..migrations.planner import FleetPlan
 
 
 @reports_errors

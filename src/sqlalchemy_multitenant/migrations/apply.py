@@ -12,8 +12,8 @@ from dataclasses import replace
 from sqlalchemy import Connection
 
 from ..engines.admin import CLEAN
-from .application import Application, Observer
 from .batch import Batch
+from .execution import Execution, Observer
 from .guards import PlanOutdatedError, roll_back
 from .history import History
 from .inside import inside_transaction
@@ -48,8 +48,8 @@ def apply_plan(
         TenantNotFoundError: the schema is gone.
         MigrationError: a statement failed; says which, of which revision.
     """
-    application = _Inside(connection, plan, history, to, timeouts)
-    application.run(batch or Batch.within(connection, to.tenant), is_new=is_new, commits=commits)
+    execution = _InCallersTransaction(connection, plan, history, to, timeouts)
+    execution.run(batch or Batch.within(connection, to.tenant), is_new=is_new, commits=commits)
 
 
 def migrate_schema(
@@ -75,8 +75,8 @@ def migrate_schema(
         HalfDoneError: as MigrationError, and to try again would do some of it twice.
     """
     steps = Steps(shared_schema, to.schema)
-    way = InParts if plan.has_borders else _Whole
-    application = way(
+    kind = InParts if plan.has_borders else _InOneTransaction
+    execution = kind(
         connection,
         plan,
         history,
@@ -87,16 +87,16 @@ def migrate_schema(
         observer=observer,
     )
     try:
-        application.run(steps)
+        execution.run(steps)
     except BaseException:
-        roll_back(application.driver)
+        roll_back(execution.driver)
         raise
     finally:
-        if not application.driver.closed:
-            application.forget_transaction()
+        if not execution.driver.closed:
+            execution.forget_transaction()
 
 
-class _Inside(Application):
+class _InCallersTransaction(Execution):
     """In somebody's transaction."""
 
     def run(self, batch: Batch, *, is_new: bool, commits: bool) -> None:
@@ -117,7 +117,7 @@ class _Inside(Application):
             self._connection.info[CLEAN] = True
 
 
-class _Whole(Application):
+class _InOneTransaction(Execution):
     """In one transaction of its own."""
 
     def run(self, steps: Steps) -> None:

@@ -60,7 +60,7 @@ class Journey:
 
     def went(self, plan: MigrationPlan, found: Heads) -> None:
         """The plan has brought it there, which may be a part of the way."""
-        self.applied += [revision.id for revision in plan.before(found)]
+        self.applied += [revision.id for revision in plan.applied_at(found)]
         self.at = found
         self.is_finished = found == plan.end
 

@@ -15,11 +15,11 @@ from ..engines.pipeline import StatementError, send_all
 from ..errors import MigrationError
 from ..isolation.sqltext import names_only
 from ..naming import quote_ident, quote_literal
-from .application import Application
 from .batch import failed_guard, settings_sql, statement_failed
+from .execution import Execution
 from .guards import SchemaLockedError, roll_back
 from .plan import Heads, Segment, SegmentKind, Statement, changes_role
-from .steps import Progress, Steps, position
+from .steps import HalfDone, Steps, position
 
 _CONCURRENT_INDEX = re.compile(
     r"\s*(?:CREATE\s+(?:UNIQUE\s+)?INDEX\s+CONCURRENTLY\s+(?:IF\s+NOT\s+EXISTS\s+)?"
@@ -40,7 +40,7 @@ class HalfDoneError(MigrationError):
     """A revision that Alembic runs failed, and it may have committed a part of what it does."""
 
 
-class InParts(Application):
+class InParts(Execution):
     """In transactions of its own, under a lock of the session's."""
 
     def run(self, steps: Steps) -> None:
@@ -84,7 +84,7 @@ class InParts(Application):
                 roll_back(self.driver)
                 send_all(self.driver, [f"SELECT pg_advisory_unlock({self._guards.key})".encode()])
 
-    def _note_before(self, first: Statement, steps: Steps, progress: Progress) -> None:
+    def _note_before(self, first: Statement, steps: Steps, progress: HalfDone) -> None:
         """Note what of a revision was done when its block begins; `first` is the block's first statement."""
         if progress.has_done(self._plan, first) or progress.has_begun(self._plan, first):
             return
@@ -120,7 +120,7 @@ class InParts(Application):
         settings = settings_sql(self._to.search_path, self._timeouts, local=False)
         send_all(self.driver, [settings.encode()])
 
-    def _run_autocommit(self, segment: Segment, steps: Steps, progress: Progress) -> None:
+    def _run_autocommit(self, segment: Segment, steps: Steps, progress: HalfDone) -> None:
         """Statements outside of transactions; the session has the search path meanwhile."""
         self._set_session()
         try:
@@ -144,7 +144,7 @@ class InParts(Application):
                 raise
             raise statement_failed(failed.error, statement, self._to.tenant) from failed.error
 
-    def _send_alone(self, statement: Statement, steps: Steps, progress: Progress) -> None:
+    def _send_alone(self, statement: Statement, steps: Steps, progress: HalfDone) -> None:
         done = steps.note_sql(self._plan, statement, position(self._plan, statement) + 1).encode()
         sql = statement.sql.encode()
         code = names_only(
@@ -177,7 +177,7 @@ class InParts(Application):
                 send_all(self.driver, [done])
 
     def _send_index(
-        self, match: re.Match[str], statement: Statement, steps: Steps, progress: Progress
+        self, match: re.Match[str], statement: Statement, steps: Steps, progress: HalfDone
     ) -> None:
         """CREATE or DROP INDEX CONCURRENTLY; not again, where a run ended before that could be noted."""
         is_made = match["made"] is not None

@@ -187,7 +187,7 @@ class MigrationPlan:
             return False
         return all(s.revision is None or _DEFINITION.match(s.sql) for s in self.statements)
 
-    def before(self, heads: Heads) -> tuple[Revision, ...]:
+    def applied_at(self, heads: Heads) -> tuple[Revision, ...]:
         """The revisions that have been run when the record says `heads`, somewhere on the way."""
         if heads == self.end:
             return self.revisions

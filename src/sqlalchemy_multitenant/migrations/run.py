@@ -110,7 +110,7 @@ class FleetRun:
         for changed in self._journal.end(list(self.results.values()), self.stopped):
             self.results[changed.tenant] = changed
             if changed.state is MigrationState.DONE:
-                applied = [r.id for r in ways[changed.tenant](changed.start).before(changed.end)]
+                applied = [r.id for r in ways[changed.tenant](changed.start).applied_at(changed.end)]
                 self.results[changed.tenant] = replace(changed, applied=tuple(applied))
 
     def _drain(self, jobs: Sequence[Job]) -> None:

@@ -53,7 +53,7 @@ def _digest(plan: MigrationPlan, revision: str | None, done: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class HalfDone:
     """How much of a revision is done.
 
     Attributes:
@@ -118,7 +118,7 @@ class Steps:
             "digest = excluded.digest, is_begun = excluded.is_begun, updated_at = now()"
         )
 
-    def read(self, driver: psycopg.Connection[Any], plan: MigrationPlan) -> Progress:
+    def read(self, driver: psycopg.Connection[Any], plan: MigrationPlan) -> HalfDone:
         """What a run that did not end has left to the plan.
 
         Raises:
@@ -128,14 +128,14 @@ class Steps:
         sql = f"SELECT {columns} FROM {self._table} WHERE {self._where}"
         (result,) = send_all(driver, [sql.encode()])
         if not result.ntuples:
-            return Progress()
+            return HalfDone()
         values = (bytes(result.get_value(0, n) or b"").decode() for n in range(5))
         revision, was_downgrade, done, digest, is_begun = values
         by_hand = f"by hand and delete the row of {self._schema!r} in {self._table}"
         is_downgrade = was_downgrade == "t"
         if is_downgrade != plan.is_downgrade or revision not in {r.id for r in plan.revisions}:
             if not int(done):  # it was begun, and failed
-                return Progress()
+                return HalfDone()
             state, finish = ("undone", "rollback") if is_downgrade else ("applied", "migrate")
             raise MigrationError(
                 f"it was left half {state} ({done} of its statements were run): let `multitenant {finish}` "
@@ -148,4 +148,4 @@ class Steps:
                 f"the change back, or finish {by_hand}",
                 revision=revision,
             )
-        return Progress(revision, int(done), is_begun == "t")
+        return HalfDone(revision, int(done), is_begun == "t")

@@ -28,7 +28,7 @@ class Observer(Protocol):
     def after(self, revision: str, duration_ms: float) -> None: ...
 
 
-class Application:
+class Execution:
     """One plan on its way into one schema.
 
     Args:
@@ -56,7 +56,6 @@ class Application:
         self._to, self._timeouts, self._before_commit = to, timeouts, before_commit
         self.driver = driver_of(connection)
         self._batch = Batch(self.driver, to.tenant)
-        self._steps = steps
         self._guards = SchemaGuards(self.driver, to, plan, history.version_table, steps)
         self._locks = LockOrder()
         self._observer = observer
