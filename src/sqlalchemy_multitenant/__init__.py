@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from .manager_async import AsyncTenantManager as AsyncTenantManager
     from .migrations.catalogue import Difference as Difference
     from .migrations.migrator import Migrator as Migrator
+    from .migrations.report import MigrationInterrupted as MigrationInterrupted
     from .migrations.report import MigrationReport as MigrationReport
     from .migrations.verify import TenantVerification as TenantVerification
     from .provisioning.report import CreationReport as CreationReport
@@ -93,7 +94,7 @@ _HOMES = {
     "manager_async": ("AsyncTenantManager",),
     "migrations.catalogue": ("Difference",),
     "migrations.migrator": ("Migrator",),
-    "migrations.report": ("MigrationReport",),
+    "migrations.report": ("MigrationInterrupted", "MigrationReport"),
     "migrations.verify": ("TenantVerification",),
     "provisioning.report": ("CreationReport",),
     "provisioning.spares": ("SpareStock",),
@@ -118,6 +119,7 @@ __all__ = [
     "Metrics",
     "MigrationError",
     "MigrationHooks",
+    "MigrationInterrupted",
     "MigrationReport",
     "Migrations",
     "Migrator",
