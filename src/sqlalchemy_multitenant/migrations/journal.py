@@ -36,7 +36,6 @@ class Journal:
     ) -> None:
         self.run = run
         self._ledger, self._engine, self._schemas, self._note = ledger, engine, schemas, note
-        self._noted: set[Heads] = set()
         self._unwritten: list[tuple[str, TenantResult]] = []
         self._lock = threading.Lock()
 
@@ -44,9 +43,7 @@ class Journal:
         """A tenant has moved, and has noted so in its own transaction. With the first one, what the revisions
         are is noted: it may be the last one, too."""
         with self._lock:
-            if result.end not in self._noted:
-                self._note(result.end)
-                self._noted.add(result.end)
+            self._note(result.end)
 
     def failed(self, results: Sequence[TenantResult]) -> None:
         """Tenants failed."""

@@ -7,7 +7,7 @@ import itertools
 import re
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 from ..config import TenantConfig
 from ..naming import SchemaName, quote_ident, quote_literal
@@ -36,6 +36,7 @@ _ROLE = re.compile(
 )
 
 
+@lru_cache(maxsize=1000)  # the same statements for each tenant
 def changes_role(sql: str) -> bool:
     """Whether what follows a statement seems to be run by another role, which may see other schemas."""
     return _ROLE.search(sql) is not None

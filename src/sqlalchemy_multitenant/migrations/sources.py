@@ -22,6 +22,7 @@ class Sources:
 
     def __init__(self, ledger: Ledger, get_engine: Callable[[], Engine]) -> None:
         self._ledger, self._get_engine = ledger, get_engine
+        self._noted: set[tuple[str, Heads]] = set()
 
     def note(self, history: History, heads: Iterable[Heads], *, install: bool = False) -> None:
         """Note what the revisions are that schemas at `heads` have, those that are not known yet.
@@ -30,7 +31,8 @@ class Sources:
             install: make the ledger, where there is none.
         """
         applied: set[str] = set()
-        for at in set(heads):
+        unknown = {at for at in heads if (history.label, at) not in self._noted}
+        for at in unknown:
             with suppress(MigrationError):  # at a revision that is not here
                 applied |= {revision.id for revision in history.applied(at)}
         if not applied:
@@ -42,9 +44,9 @@ class Sources:
                 elif not self._ledger.is_installed(connection):
                     return
                 new = applied - self._ledger.known_sources(connection, history.label).keys()
-                self._ledger.note_sources(
-                    connection, history.label, {r: history.file_of(r).hash for r in new}
-                )
+                hashes = {revision: history.file_of(revision).hash for revision in new}
+                self._ledger.note_sources(connection, history.label, hashes)
+            self._noted |= {(history.label, at) for at in unknown}
         except Exception as error:
             logger.warning("what the revisions are could not be noted: %s", error)
 
@@ -54,6 +56,7 @@ class Sources:
         Args:
             read_heads: reads those of all schemas that there are.
         """
+        self._noted.clear()
         try:
             applied = {revision.id for at in set(read_heads()) for revision in history.applied(at or ())}
             with self._get_engine().begin() as connection:

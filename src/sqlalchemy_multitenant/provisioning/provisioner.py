@@ -32,7 +32,7 @@ from ..isolation.run import run_sql
 from ..migrations.batch import Batch, lock_key, settings_sql
 from ..migrations.history import dialect_of
 from ..migrations.ledger import Ledger
-from ..migrations.plan import Destination, Heads, Timeouts
+from ..migrations.plan import Destination, Timeouts
 from ..migrations.queue import WorkQueue
 from ..migrations.sources import Sources
 from ..naming import SchemaName, TenantId, parse_tenant_id, parse_tenant_ids, quote_ident
@@ -64,7 +64,6 @@ class Provisioner:
         self._creator = Creator(config, self.members, self._builder, self._spares, lambda: self.engine)
         self._installed = False
         self._sources = Sources(Ledger(config.schemas.shared_schema), lambda: self.engine)
-        self._noted: set[Heads] = set()
 
     @property
     def engine(self) -> Engine:
@@ -159,8 +158,7 @@ class Provisioner:
 
     def _note_sources(self, recipe: Recipe) -> None:
         """What the revisions are is noted with the first tenant: it may be changed before the next one."""
-        if recipe.plan is not None and recipe.plan.end not in self._noted:
-            self._noted.add(recipe.plan.end)
+        if recipe.plan is not None:
             self._sources.note(recipe.history, [recipe.plan.end], install=True)
 
     def _unless_existing(self, tenant: TenantId, error: TenantExistsError) -> Exception | None:
@@ -330,7 +328,6 @@ class Provisioner:
         with self.engine.connect() as connection:
             if self.members.list(connection):
                 return
-        self._noted.clear()
         history = self._builder.history
         if history.exists:
             self._sources.forget(history, list)
