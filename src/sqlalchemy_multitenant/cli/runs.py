@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config_file import load_config
-from .common import ConfigOption, JsonOption, console, print_json, reports_errors
+from .common import ConfigOption, JsonOption, console, print_json, print_table, reports_errors
 
 if TYPE_CHECKING:
     from ..migrations.ledger import ResultRecord, RunRecord
@@ -38,12 +38,8 @@ def runs(
     if not found:
         console().print("There were no runs yet: multitenant migrate --all")
         return
-    from rich.table import Table
-
-    table = Table("Run", "What", "State", "Started", "Took", "Done", "Failed", "Skipped")
-    for run in found:
-        table.add_row(*_row(run))
-    console().print(table)
+    headers = ("Run", "What", "State", "Started", "Took", "Done", "Failed", "Skipped")
+    print_table(headers, [_row(run) for run in found])
 
 
 @app.command()
@@ -62,7 +58,6 @@ def show(
         print_json({**_run_json(found), "results": [_result_json(result) for result in results]})
         return
     from rich.markup import escape
-    from rich.table import Table
 
     out = console()
     out.print(
@@ -70,13 +65,13 @@ def show(
     )
     if found.reason:
         out.print(f"stopped: {escape(found.reason)}")
-    table = Table("Tenant", "State", "From", "To", "ms", "Attempts", "Error")
+    rows = []
     for result in results:
         ends = (", ".join(result.start) or "-", ", ".join(result.end) or "-")
         state = f"[{STYLES[result.state]}]{result.state}[/]"
         numbers = (f"{result.duration_ms:.0f}", str(result.attempts))
-        table.add_row(escape(result.tenant), state, *ends, *numbers, escape(result.error or ""))
-    out.print(table)
+        rows.append((escape(result.tenant), state, *ends, *numbers, escape(result.error or "")))
+    print_table(("Tenant", "State", "From", "To", "ms", "Attempts", "Error"), rows)
 
 
 def _row(run: RunRecord) -> tuple[str, ...]:

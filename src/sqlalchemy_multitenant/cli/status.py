@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..config_file import load_config
-from .common import ConfigOption, JsonOption, console, parse_ids, print_json, reports_errors
+from .common import ConfigOption, JsonOption, console, parse_ids, print_json, print_table, reports_errors
 from .migrate import ConcurrencyOption
 from .results import warn_of_edits
 
@@ -92,21 +92,20 @@ def _verified_json(verified: TenantVerification) -> dict[str, Any]:
 
 def _render_verified(verified: list[TenantVerification]) -> None:
     from rich.markup import escape
-    from rich.table import Table
 
     out = console()
     wrong = [v for v in verified if not v.ok]
     out.print(f"\n{len(verified) - len(wrong)} of {len(verified)} tenants are as the revisions build them.")
     if not wrong:
         return
-    table = Table("Tenant", "What", "Name", "By the revisions", "In the schema")
+    rows: list[tuple[str, ...]] = []
     for tenant in wrong:
         if tenant.problem is not None:
-            table.add_row(escape(tenant.tenant), "[red]unknown[/]", "", "", escape(tenant.problem))
+            rows.append((escape(tenant.tenant), "[red]unknown[/]", "", "", escape(tenant.problem)))
         for d in tenant.differences:
             there = ("[red]none[/]" if text is None else escape(text) for text in (d.expected, d.found))
-            table.add_row(escape(tenant.tenant), d.kind, escape(d.name), *there)
-    out.print(table)
+            rows.append((escape(tenant.tenant), d.kind, escape(d.name), *there))
+    print_table(("Tenant", "What", "Name", "By the revisions", "In the schema"), rows)
 
 
 def render(
@@ -114,16 +113,13 @@ def render(
 ) -> None:
     """The table, and below it what is pending."""
     from rich.markup import escape
-    from rich.table import Table
 
     out = console()
-    table = Table("Tenant", "Schema", "Revision", "Applied", "Pending", "Status")
+    rows = [(escape(tenant.tenant), *_cells(tenant)) for tenant in found]
     if shared.heads or shared.pending or shared.problem:
-        table.add_row("[dim]shared[/]", *_cells(shared), end_section=True)
-    for tenant in found:
-        table.add_row(escape(tenant.tenant), *_cells(tenant))
-    if table.row_count:
-        out.print(table)
+        rows.insert(0, ("[dim]shared[/]", *_cells(shared)))
+    if rows:
+        print_table(("Tenant", "Schema", "Revision", "Applied", "Pending", "Status"), rows)
     if shared.pending:
         out.print(f"\n{len(shared.pending)} pending in the shared schema: {', '.join(shared.pending)}")
     if pending:

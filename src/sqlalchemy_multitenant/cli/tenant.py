@@ -10,7 +10,17 @@ import typer
 
 from ..config_file import load_config
 from ..errors import ConfigurationError
-from .common import INTERRUPTED, ConfigOption, JsonOption, confirm, console, fail, print_json, reports_errors
+from .common import (
+    INTERRUPTED,
+    ConfigOption,
+    JsonOption,
+    confirm,
+    console,
+    fail,
+    print_json,
+    print_table,
+    reports_errors,
+)
 
 if TYPE_CHECKING:
     from ..catalog.records import TenantRecord
@@ -163,13 +173,11 @@ def list_(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     if not records:
         console().print("There are no tenants yet: multitenant tenant create --id acme")
         return
-    from rich.table import Table
-
-    table = Table("Tenant", "Status", "Schema", "Created")
+    rows = []
     for record in records:
         created = record.created_at.strftime("%Y-%m-%d %H:%M") if record.created_at else "-"
-        table.add_row(record.id, record.status.value, escape(str(record.schema)), created)
-    console().print(table)
+        rows.append((escape(record.id), record.status.value, escape(str(record.schema)), created))
+    print_table(("Tenant", "Status", "Schema", "Created"), rows)
 
 
 @app.command()
