@@ -13,12 +13,14 @@ from typing import Any
 import psycopg
 import pytest
 from sqlalchemy import Engine, text
+from sqlalchemy.exc import OperationalError
 
 from sqlalchemy_multitenant import ConfigurationError, MigrationError, Migrator, TenantConfig, TenantManager
+from sqlalchemy_multitenant.catalog.members import Membership
 from sqlalchemy_multitenant.migrations import journey, runner
 from sqlalchemy_multitenant.migrations.batch import lock_key
 from sqlalchemy_multitenant.migrations.journal import Journal
-from sqlalchemy_multitenant.migrations.ledger import RunState
+from sqlalchemy_multitenant.migrations.ledger import Ledger, RunState
 from sqlalchemy_multitenant.migrations.report import MigrationInterrupted, MigrationState
 from sqlalchemy_multitenant.migrations.run import FleetRun
 from sqlalchemy_multitenant.migrations.runner import SchemaRunner
@@ -315,8 +317,6 @@ def test_who_failed_last_is_told_by_runs_and_not_by_clocks(
 def test_a_ledger_that_cannot_be_written_fails_nobody(
     config: TenantConfig, write: Write, db: Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sqlalchemy_multitenant.migrations.ledger import Ledger
-
     write("0001", None, FIRST)
     fleet(config, 1)
     write("0002", "0001", NOTE)
@@ -512,6 +512,36 @@ def test_with_the_last_tenant_what_it_had_is_forgotten(config: TenantConfig, wri
     with TenantManager(config) as manager, Migrator(config) as migrator:
         manager.create_tenant("a")
         assert migrator.edited_revisions() == []
+
+
+def test_what_is_dropped_is_dropped_whatever_comes_after(
+    config: TenantConfig, write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write("0001", None, FIRST)
+
+    def refuse(*_: object) -> None:
+        raise OperationalError("SELECT", {}, Exception("the server is away"))
+
+    with TenantManager(config) as manager:
+        manager.create_tenant("a")
+        with monkeypatch.context() as patched:
+            patched.setattr(Membership, "list", refuse)
+            manager.drop_tenant("a")
+        assert not manager.tenant_exists("a")
+
+
+def test_a_ledger_that_cannot_be_made_is_told_once(
+    config: TenantConfig, write: Write, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write("0001", None, FIRST)
+
+    def refuse(*_: object) -> None:
+        raise OperationalError("CREATE", {}, Exception("permission denied"))
+
+    monkeypatch.setattr(Ledger, "install", refuse)
+    with TenantManager(config) as manager:
+        assert len(manager.create_tenants(["a", "b", "c"]).created) == 3
+    assert caplog.text.count("could not be noted") == 1
 
 
 def test_a_rollback_whose_tenants_cannot_be_listed_afterwards_has_its_report(

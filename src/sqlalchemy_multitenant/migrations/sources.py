@@ -46,19 +46,23 @@ class Sources:
                 new = applied - self._ledger.known_sources(connection, history.label).keys()
                 hashes = {revision: history.file_of(revision).hash for revision in new}
                 self._ledger.note_sources(connection, history.label, hashes)
-            self._noted |= {(history.label, at) for at in unknown}
         except Exception as error:
             logger.warning("what the revisions are could not be noted: %s", error)
+        # Also where that failed: it would for each tenant that follows.
+        self._noted |= {(history.label, at) for at in unknown}
 
-    def forget(self, history: History, read_heads: Callable[[], Iterable[Heads | None]]) -> None:
+    def forget(self, history: History, read_heads: Callable[[], Iterable[Heads | None] | None]) -> None:
         """Forget those that nobody has any more: they may be changed, and applied anew.
 
         Args:
-            read_heads: reads those of all schemas that there are.
+            read_heads: reads those of all schemas that there are; None, where somebody may have any of them.
         """
-        self._noted.clear()
         try:
-            applied = {revision.id for at in set(read_heads()) for revision in history.applied(at or ())}
+            heads = read_heads()
+            if heads is None:
+                return
+            self._noted.clear()
+            applied = {revision.id for at in set(heads) for revision in history.applied(at or ())}
             with self._get_engine().begin() as connection:
                 if not self._ledger.is_installed(connection):
                     return

@@ -32,7 +32,7 @@ from ..isolation.run import run_sql
 from ..migrations.batch import Batch, lock_key, settings_sql
 from ..migrations.history import dialect_of
 from ..migrations.ledger import Ledger
-from ..migrations.plan import Destination, Timeouts
+from ..migrations.plan import Destination, Heads, Timeouts
 from ..migrations.queue import WorkQueue
 from ..migrations.sources import Sources
 from ..naming import SchemaName, TenantId, parse_tenant_id, parse_tenant_ids, quote_ident
@@ -314,7 +314,6 @@ class Provisioner:
                 run_sql(connection, f"DROP SCHEMA IF EXISTS {quote_ident(member.schema)} CASCADE")
                 if self.members.uses_catalog:
                     self.members.store.mark_dropped(connection, member.id)
-            self._forget_sources()
         except DBAPIError as error:
             reason = str(error.orig).strip()
             if getattr(error.orig, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
@@ -322,15 +321,13 @@ class Provisioner:
                     member.id, f"its tables are in use; nothing was dropped, try again ({reason})"
                 ) from error
             raise ProvisioningError(member.id, f"nothing was dropped: {reason}") from error
+        # With the last tenant, what the revisions were is forgotten: they may be changed.
+        self._sources.forget(self._builder.history, self._heads_of_nobody)
 
-    def _forget_sources(self) -> None:
-        """With the last tenant, what the revisions were: they may be changed."""
+    def _heads_of_nobody(self) -> Sequence[Heads] | None:
+        """None, where there is anybody."""
         with self.engine.connect() as connection:
-            if self.members.list(connection):
-                return
-        history = self._builder.history
-        if history.exists:
-            self._sources.forget(history, list)
+            return None if self.members.list(connection) else []
 
     @contextmanager
     def _suspended(self, member: Member) -> Iterator[None]:
